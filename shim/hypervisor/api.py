@@ -1,0 +1,83 @@
+"""What a sandbox asks of a hypervisor: boot one VM, tell when it died, stop it.
+
+Pure types; `qemu/` is the one implementation, `tests/fakes/` has another. A device is never part of the
+boot: a VM may be restored from a template, which cannot hold vhost-user devices, so they are plugged in
+while the VM is paused and before `resume`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+Accelerator = Literal["auto", "kvm", "tcg"]
+
+
+@dataclass(frozen=True, slots=True)
+class VmSpec:
+    """The machine to make. `kernel_params` are appended after the hypervisor's own."""
+
+    name: str
+    run_dir: Path
+    kernel: Path
+    initrd: Path
+    kernel_params: tuple[str, ...]
+    memory_mib: int
+    vcpus: int
+    accelerator: Accelerator = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class VhostUserVsock:
+    """A vsock device whose backend holds the other end of `fd`, a connected AF_UNIX stream socket.
+
+    `fd` stays the caller's; the hypervisor duplicates it.
+    """
+
+    id: str
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class VhostUserFs:
+    """A virtiofs device named `tag`, whose daemon listens on the Unix socket `socket`."""
+
+    id: str
+    tag: str
+    socket: Path
+
+
+Device = VhostUserVsock | VhostUserFs
+
+
+@dataclass(frozen=True, slots=True)
+class VmExit:
+    """How the VM's process ended: `status` as waitpid gives it decoded (negative = signal), and why in words:
+    the reason QMP gave, the last lines of the VMM's stderr and of the guest's console."""
+
+    status: int
+    reason: str
+
+
+class Hypervisor(Protocol):
+    """One VM. Methods raise `errors.ShimError`; after a failure of `start` nothing is left running."""
+
+    @property
+    def pid(self) -> int:
+        """Host pid of the VMM process. Raises FailedPrecondition before `start`."""
+
+    async def start(self, spec: VmSpec) -> None:
+        """Launch the VMM with the VM's CPUs stopped and its control channel ready."""
+
+    async def add_device(self, device: Device) -> None:
+        """Plug in a device. Allowed before and after `resume`."""
+
+    async def resume(self) -> None:
+        """Let the CPUs run."""
+
+    async def wait(self) -> VmExit:
+        """Until the VMM process has ended; any number of callers, also afterwards."""
+
+    async def stop(self, timeout_s: float = 3.0) -> VmExit:
+        """Ask the VMM to quit, then kill it. Idempotent; returns when it is reaped."""
