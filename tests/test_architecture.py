@@ -1,0 +1,224 @@
+"""The architecture is a test: who may import whom, which modules are pure, how long a file may grow.
+
+The rules stand in one table, most specific package first; DESIGN.md explains them.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIM = ROOT / "shim"
+MAX_LINES = 330
+
+# What everything may use, and what the pure modules may not.
+BASE = {"shim.errors", "shim.log"}
+IMPURE = {
+    "asyncio",
+    "socket",
+    "subprocess",
+    "select",
+    "selectors",
+    "threading",
+    "time",
+    "random",
+    "signal",
+    "asyncio",
+    "click",
+    "psutil",
+    "grpclib",
+    "betterproto",
+    "typing",
+    "dataclasses",
+    "subprocess",
+    "argparse",
+    "grpclib",
+    "betterproto",
+    "shim.errors",
+    "shim.log",
+    "shim.oci",
+    "shim.errors",
+    "shim.wire",
+    "shim.errors",
+    "shim.children",
+    "shim.record",
+    "shim.pb",
+    "shim.ttrpc",
+    "shim.wire",
+    "shim.bootstrap",
+    "shim.record",
+    "shim.wire",
+    "shim.config",
+    "shim.hypervisor",
+    "shim.children",
+    "shim.rootfs",
+    "shim.children",
+    "shim.vsock",
+    "shim.agent",
+    "shim.pb",
+    "shim.ttrpc",
+    "shim.oci",
+    "shim.stdio",
+    "shim.vsock.api",
+    "shim.agent.api",
+    "shim.sandbox",
+    "shim.oci",
+    "shim.record",
+    "shim.stdio",
+    "shim.{name}.api",
+    "hypervisor",
+    "vsock",
+    "agent",
+    "rootfs",
+    "network",
+    "shim.task",
+    "shim.sandbox",
+    "shim.ttrpc",
+    "shim.pb",
+    "shim.oci",
+    "shim.guest",
+    "shim.ttrpc",
+    "shim.wire",
+    "shim.oci",
+    "shim.cli",
+    "shim.config",
+    "shim.record",
+    "shim.vsock.api",
+    "shim.vsock.client",
+    "shim.daemon",
+    "shim.errors",
+    "shim.oci",
+    "shim.wire",
+    "shim.ttrpc.frame",
+    "shim.ttrpc.connection",
+    "shim.sandbox.states",
+    "shim.sandbox.transforms",
+    "shim.hypervisor.api",
+    "shim.hypervisor.qemu.cmdline",
+    "shim.vsock.header",
+    "shim.vsock.connection",
+    "shim.vsock.muxer",
+    "shim.vsock.handshake",
+    "shim.vsock.vring",
+    "shim.vsock.vhost_user",
+    "shim.agent.api",
+    "shim.stdio.uri",
+    "shim.rootfs.api",
+    "shim.config.model",
+}
+
+# Programs that must start fast and stay small: what their modules may not import at module level.
+LIGHT: dict[str, set[str]] = {
+    "shim.bootstrap": HEAVY,
+    "shim.record": HEAVY,
+    "shim.wire": HEAVY,
+    "shim.ttrpc": RPC_LIBRARIES,
+    "shim.guest": RPC_LIBRARIES | {"typing", "dataclasses", "subprocess", "click", "psutil"},
+}
+# The device program's own modules; api and client belong to the daemon's side.
+DEVICE = {"header", "connection", "muxer", "handshake", "vring", "memory", "vhost_user", "backend", "main"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules() -> list[Path]:
+    return [p for p in sorted(SHIM.rglob("*.py")) if "pb" not in p.relative_to(SHIM).parts[:1]]
+
+
+def is_type_checking(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Dotted names imported by a file, relative imports resolved; imports for type checkers left out."""
+    tree = ast.parse(path.read_text(), str(path))
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    skipped = {
+        id(n)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.stmt) and is_type_checking(block)
+        for child in block.body
+        for n in ast.walk(child)
+    }  # type: ignore[attr-defined]
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found: set[str] = set()
+    for node in nodes:
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            # `from package import module` names a module only if there is such a file
+            for alias in node.names:
+                full = f"{stem}.{alias.name}"
+                as_path = ROOT.joinpath(*full.split("."))
+                found.add(full if as_path.with_suffix(".py").exists() or as_path.is_dir() else stem)
+    return found
+
+
+def within(name: str, prefixes: set[str]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def rule_for(name: str) -> str | None:
+    matches = [rule for rule in MAY_IMPORT if within(name, {rule})]
+    return max(matches, key=len, default=None)
+
+
+@pytest.mark.parametrize("path", modules(), ids=module_name)
+def test_a_module_imports_only_what_its_place_allows(path: Path) -> None:
+    name = module_name(path)
+    if name in {"shim", COMPOSITION_ROOT}:
+        forbidden = {i for i in imports(path) if within(i, {"shim.guest", "shim.cli"})}
+        assert not forbidden
+        return
+    rule = rule_for(name)
+    assert rule is not None, f"{name} has no rule in MAY_IMPORT: say where it belongs"
+    ours = {i for i in imports(path) if within(i, {"shim"}) and i != "shim"}
+    foreign = {i for i in ours if not within(i, MAY_IMPORT[rule] | {rule})}
+    assert not foreign, f"{name} may not import {sorted(foreign)}"
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_a_pure_module_does_no_io_and_has_no_clock(name: str) -> None:
+    path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+    assert path.exists(), f"{name} is listed as pure but does not exist"
+    assert not {i for i in imports(path) if within(i, IMPURE)}
+
+
+@pytest.mark.parametrize("path", modules(), ids=module_name)
+def test_programs_that_start_often_stay_light(path: Path) -> None:
+    name = module_name(path)
+    limits = set().union(*(limit for rule, limit in LIGHT.items() if within(name, {rule})))
+    if name.startswith("shim.vsock.") and name.rsplit(".", 1)[1] in DEVICE:
+        limits |= HEAVY | {"shim.pb"}
+    heavy = {i for i in imports(path, top_level_only=True) if within(i, limits)}
+    assert not heavy, f"{name} imports {sorted(heavy)} at module level"
+
+
+@pytest.mark.parametrize("path", modules(), ids=module_name)
+def test_a_file_holds_one_idea(path: Path) -> None:
+    if "generated" in path.read_text()[:400].lower():
+        pytest.skip("generated")
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+def test_cmd_is_no_python_package() -> None:
+    assert not (ROOT / "cmd" / "__init__.py").exists()
+    assert "cmd" not in sys.modules or not str(sys.modules["cmd"].__file__).startswith(str(ROOT))
+
+
+def test_there_is_no_room_without_a_name() -> None:
+    vague = {"utils", "helpers", "common", "types", "misc", "manager"}
+    assert not [p for p in SHIM.rglob("*.py") if p.stem in vague and "pb" not in p.parts]
