@@ -1,0 +1,71 @@
+"""The guest's root file system."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from . import elf, python, recipe
+from .cpio import Tree
+from .modules import ModuleSet
+
+_LIBRARY_DIR = "lib/x86_64-linux-gnu"
+
+
+class RootError(Exception):
+    """The packages do not have what the image needs."""
+
+
+def assemble(unpacked: Path, kernel_modules: Path, repository: Path, versions: dict[str, object]) -> Tree:
+    """The whole tree from unpacked packages, a `lib/modules/<release>` directory and the project."""
+    tree = Tree()
+    for path in recipe.DIRECTORIES:
+        tree.add_dir(path)
+    tree.add_dir("tmp", 0o1777)
+    # The kernel opens /dev/console for /init before anybody can mount a devtmpfs.
+    tree.add_char_device("dev/console", 5, 1)
+    tree.add_file("init", recipe.INIT, 0o755)
+    tree.add_file(
+        "etc/kata-py/versions.json", json.dumps(versions, indent=1, sort_keys=True).encode() + b"\n"
+    )
+    for target, source in recipe.PROGRAMS.items():
+        tree.add_file(target, _read(unpacked, source), 0o755)
+    for path, target in recipe.LINKS.items():
+        tree.add_link(path, target)
+    python.add_library(tree, unpacked, repository)
+    _add_shared_libraries(tree, unpacked)
+    modules = ModuleSet(kernel_modules).in_load_order(recipe.KERNEL_MODULES)
+    for name, data in modules.items():
+        tree.add_file(f"lib/modules/{name}", data)
+    tree.add_file("lib/modules/order", "".join(f"{name}\n" for name in modules).encode())
+    return tree
+
+
+def _add_shared_libraries(tree: Tree, unpacked: Path) -> None:
+    """Every library that a program or library of the tree is linked with, until nothing is missing."""
+    pending = [entry.data for _, entry in tree if entry.data[:4] == b"\x7fELF"]
+    while pending:
+        for name in elf.needed(pending.pop()):
+            path = f"{_LIBRARY_DIR}/{name}"
+            if path not in tree:
+                data = _find_library(unpacked, name)
+                tree.add_file(path, data, 0o755)
+                pending.append(data)
+
+
+def _find_library(unpacked: Path, name: str) -> bytes:
+    for directory in (_LIBRARY_DIR, f"usr/{_LIBRARY_DIR}"):
+        if os.path.lexists(unpacked / directory / name):
+            return _read(unpacked, f"{directory}/{name}")
+    raise RootError(f"no package of the recipe has {name}")
+
+
+def _read(unpacked: Path, name: str) -> bytes:
+    path = unpacked / name
+    if not path.resolve().is_relative_to(unpacked.resolve()):
+        raise RootError(f"{name} points out of its package")
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise RootError(f"no package of the recipe has {name}: {err.strerror}") from err
