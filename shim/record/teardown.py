@@ -1,0 +1,52 @@
+"""Remove everything a record names, with its daemon dead."""
+
+from __future__ import annotations
+
+import os
+
+from shim.record.place import prune
+from shim.record.removal import mounts_below, remove_socket, remove_tree, unmount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.record.record import Record
+
+
+def teardown(record: Record, deadline: float) -> list[str]:
+    """Remove what the record names and the runtime directory; what could not be removed, in words.
+
+    Kills processes (but the calling one), then unmounts, then deletes. With problems the record stays, so
+    that a later attempt knows what to do. `deadline` is on `time.monotonic`. Idempotent.
+    """
+    problems: list[str] = []
+
+    def attempt(what: str, path: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as error:
+            problems.append(f"{what} {path}: {error.strerror or error}")
+
+    victims = [process for process in record.processes if process.pid != os.getpid()]
+    for process in victims:
+        process.kill()
+    for process in victims:
+        if not process.wait_gone(deadline):
+            problems.append(f"{process.role} (pid {process.pid}) was killed but does not end")
+    for path in [*reversed(record.mounts), *mounts_below(record.run_dir)]:
+        attempt("unmount", path, lambda path=path: unmount(path))  # type: ignore[misc]
+    for path in record.sockets:
+        attempt("remove socket", path, lambda path=path: remove_socket(path))  # type: ignore[misc]
+    for path in record.paths:
+        attempt("remove", path, lambda path=path: remove_tree(path, deadline))  # type: ignore[misc]
+    if not problems:
+        attempt("remove", record.run_dir, lambda: remove_run_dir(record.run_dir, deadline))
+    return problems
+
+
+def remove_run_dir(run_dir: str, deadline: float) -> None:
+    """Delete a runtime directory, the last act of a sandbox, and the directories above it that are empty now.
+    Raises OSError; what lies behind a mount is never touched."""
+    remove_tree(run_dir, deadline)
+    prune(run_dir)
