@@ -6,7 +6,8 @@ with NULs so that the next part begins at a multiple of 4:
     "070701" ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
              (13 numbers of 8 hex digits)
 
-The encoding depends on the tree alone (sorted names, all times and owners 0), so equal trees give equal bytes.
+The encoding depends on the tree alone (sorted names, all times and owners 0), so equal trees give
+equal bytes.
 Source: Linux Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
@@ -28,7 +29,7 @@ class Entry:
 
 
 class Tree:
-    """Paths (relative to the root, no leading slash) and their entries. Parent directories come by themselves."""
+    """Paths (relative to the root, no leading slash) and their entries. Parent directories are implied."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}

@@ -13,6 +13,10 @@ from . import elf
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 
 
+class ModuleError(Exception):
+    """The kernel does not have a module that the recipe wants."""
+
+
 class ModuleSet:
     """The modules below one `lib/modules/<release>` directory of an unpacked kernel package."""
 
@@ -32,7 +36,7 @@ class ModuleSet:
     def in_load_order(self, wanted: Iterable[str]) -> dict[str, bytes]:
         """File name -> contents of the wanted modules and all they depend on, each after what it needs.
 
-        Modules built into this kernel are left out; KeyError names one that it does not have.
+        Modules built into this kernel are left out; ModuleError names one that it does not have.
         """
         loaded: dict[str, bytes] = {}
 
@@ -51,7 +55,7 @@ class ModuleSet:
 
     def _read(self, name: str) -> bytes:
         if name not in self._files:
-            raise KeyError(f"this kernel has no module {name}")
+            raise ModuleError(f"this kernel has no module {name}")
         path = self._files[name]
         data = path.read_bytes()
         return strip_signature(lzma.decompress(data) if path.name.endswith(".xz") else data)

@@ -56,24 +56,24 @@ DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "var", "mnt", "root", "etc", 
 # Top-level modules and packages of the standard library that the agent and what it imports may use.
 STDLIB = frozenset(
     """
-    __future__ _collections_abc _compat_pickle _sitebuiltins _weakrefset abc argparse ast asyncio base64 bisect
-    codecs collections concurrent contextlib contextvars copy copyreg ctypes dataclasses dis encodings enum
-    errno fnmatch functools genericpath glob hashlib heapq hmac importlib inspect io ipaddress json keyword
-    linecache locale logging numbers opcode operator os pathlib pickle pkgutil platform posixpath queue random
-    re reprlib runpy secrets select selectors shlex shutil signal site socket sre_compile sre_constants
+    __future__ _collections_abc _compat_pickle _sitebuiltins _weakrefset abc argparse ast asyncio base64
+    bisect codecs collections concurrent contextlib contextvars copy copyreg ctypes dataclasses dis encodings
+    enum errno fnmatch functools genericpath glob hashlib heapq hmac importlib inspect io ipaddress json
+    keyword linecache locale logging numbers opcode operator os pathlib pickle pkgutil platform posixpath
+    queue random re reprlib runpy secrets select selectors shlex shutil signal site socket sre_compile sre_constants
     sre_parse ssl stat statistics string stringprep struct subprocess tempfile textwrap threading token
     tokenize traceback types typing uuid warnings weakref zipimport
     _threading_local datetime calendar bdb cmd code codeop pdb pprint
-    """.split()
+    """.split()  # noqa: SIM905
 )
 ENCODINGS = frozenset(
-    "__init__ aliases ascii idna latin_1 punycode raw_unicode_escape unicode_escape utf_8".split()
+    "__init__ aliases ascii idna latin_1 punycode raw_unicode_escape unicode_escape utf_8".split()  # noqa: SIM905
 )
 DROPPED_DIRECTORIES = frozenset({"__pycache__", "macholib", "test", "tests", "_msi"})
 
 # Extension modules that Debian's interpreter does not have built in. Without _ssl asyncio goes without TLS.
 EXTENSIONS = frozenset(
-    "_asyncio _contextvars _ctypes _json _posixshmem _queue _typing mmap resource termios".split()
+    "_asyncio _contextvars _ctypes _json _posixshmem _queue _typing mmap resource termios".split()  # noqa: SIM905
 )
 
 # Of the project, relative to the repository: packages and single modules the guest imports.

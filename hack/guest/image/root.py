@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import elf, python, recipe
 from .cpio import Tree
-from .modules import ModuleSet
+from .modules import ModuleError, ModuleSet
 
 _LIBRARY_DIR = "lib/x86_64-linux-gnu"
 
@@ -35,7 +35,10 @@ def assemble(unpacked: Path, kernel_modules: Path, repository: Path, versions: d
         tree.add_link(path, target)
     python.add_library(tree, unpacked, repository)
     _add_shared_libraries(tree, unpacked)
-    modules = ModuleSet(kernel_modules).in_load_order(recipe.KERNEL_MODULES)
+    try:
+        modules = ModuleSet(kernel_modules).in_load_order(recipe.KERNEL_MODULES)
+    except ModuleError as err:
+        raise RootError(str(err)) from err
     for name, data in modules.items():
         tree.add_file(f"lib/modules/{name}", data)
     tree.add_file("lib/modules/order", "".join(f"{name}\n" for name in modules).encode())

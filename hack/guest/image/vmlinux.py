@@ -4,7 +4,7 @@ QEMU starts an ELF kernel that has a PVH note directly in 32-bit mode: no decomp
 which under TCG saves 0.2 s (LZ4) to 0.9 s (zstd).
 
     setup header, file offsets: 0x1f1 setup_sects (0 means 4), 0x202 "HdrS", 0x206 protocol version,
-                                0x248 payload_offset, 0x24c payload_length (relative to the protected-mode code)
+                                0x248 payload_offset, 0x24c payload_length (from the protected-mode code on)
     payload: compressed vmlinux, then its unpacked size as u32
 
 Source: Linux Documentation/arch/x86/boot.rst.
