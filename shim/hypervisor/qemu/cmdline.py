@@ -16,6 +16,7 @@ from shim.errors import InvalidArgument
 from shim.hypervisor.api import VmSpec
 
 HOTPLUG_BUS = "bridge0"
+_CONSOLE_FD_SET = 1
 
 _MACHINE = (
     "q35,memory-backend=mem0,smm=off,sata=off,smbus=off,hpet=off,vmport=off"  # nothing a guest would miss
@@ -36,8 +37,8 @@ _KERNEL_PARAMS = (
 def arguments(spec: VmSpec, accelerator: Literal["kvm", "tcg"], *, qmp_fd: int, console_fd: int) -> list[str]:
     """All arguments after the program's name. The VM's CPUs are stopped at first (-S).
 
-    `qmp_fd` and `console_fd` are connected stream sockets that QEMU inherits: the control channel, and the
-    guest's serial console. Raises InvalidArgument for a spec no machine can be made of.
+    `qmp_fd` is a connected stream socket that QEMU inherits, the control channel; `console_fd` the write end
+    of a pipe for the guest's serial console. Raises InvalidArgument for a spec no machine can be made of.
     """
     if spec.memory_mib < 64 or spec.vcpus < 1:
         raise InvalidArgument(f"a VM of {spec.memory_mib} MiB and {spec.vcpus} CPUs cannot be made")
@@ -58,7 +59,8 @@ def arguments(spec: VmSpec, accelerator: Literal["kvm", "tcg"], *, qmp_fd: int, 
         *("-device", f"pcie-pci-bridge,id={HOTPLUG_BUS},bus=port0"),
         *("-chardev", f"socket,id=qmp,fd={qmp_fd}"),
         *("-mon", "chardev=qmp,mode=control"),
-        *("-chardev", f"socket,id=console,fd={console_fd}"),
+        *("-add-fd", f"fd={console_fd},set={_CONSOLE_FD_SET}"),
+        *("-chardev", f"file,id=console,path=/dev/fdset/{_CONSOLE_FD_SET},append=on"),
         *("-serial", "chardev:console"),
         *("-kernel", str(spec.kernel)),
         *("-initrd", str(spec.initrd)),

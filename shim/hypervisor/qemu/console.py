@@ -1,51 +1,65 @@
-"""The guest's serial console, read so that a guest that floods it costs us nothing.
+"""The guest's serial console, read so that a guest that floods it costs next to nothing.
 
-Reads are paced: what comes faster stays in the socket, and QEMU drops what does not fit there (a serial line
-has nowhere to keep it), so neither the guest nor we wait for the other.
+It comes through a pipe: QEMU writes byte by byte, and a socket accounts hundreds of bytes for each of them,
+so that it would be full after a few lines. Reads are paced; when the pipe is full, QEMU drops what the guest
+prints (it never waits for a console), so neither the guest nor we wait for the other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from shim.children import Tail
 
-_READ_SIZE = 16384
-_PAUSE_S = 0.02  # at most 50 reads, 800 KB a second
+_READ_SIZE = 65536  # a whole pipe
+_PAUSE_S = 0.02
 
 
 class Console:
-    """Owns `sock`, our end of the console. `on_line` gets every line; `text` is the end of all."""
+    """A pipe and its reader. `on_line` gets every line; `text` is the end of all that was printed."""
 
-    def __init__(self, sock: socket.socket, on_line: Callable[[str], None] | None) -> None:
-        self._sock = sock
+    def __init__(self, on_line: Callable[[str], None] | None) -> None:
         self._tail = Tail(on_line)
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
-        sock.setblocking(False)
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._closed = False
         self._listen()
 
     @property
     def text(self) -> str:
         return self._tail.text()
 
+    @contextmanager
+    def writer(self) -> Iterator[int]:
+        """The end for QEMU to inherit, closed on our side afterwards. Once only."""
+        try:
+            yield self._writer
+        finally:
+            os.close(self._writer)
+            self._writer = -1
+
     def close(self) -> None:
-        """Take what is still in the socket and close it. Idempotent."""
-        if self._sock.fileno() < 0:
+        """Take what is still in the pipe and close it. Idempotent."""
+        if self._closed:
             return
+        self._closed = True
         self._stop_listening()
         self._read()
         self._tail.finish()
-        self._sock.close()
+        os.close(self._reader)
+        if self._writer >= 0:
+            os.close(self._writer)
 
     def _listen(self) -> None:
         self._pause = None
-        self._loop.add_reader(self._sock.fileno(), self._on_readable)
+        self._loop.add_reader(self._reader, self._on_readable)
 
     def _stop_listening(self) -> None:
-        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_reader(self._reader)
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
@@ -58,10 +72,8 @@ class Console:
     def _read(self) -> bool:
         """False at the end of the stream."""
         try:
-            data = self._sock.recv(_READ_SIZE)
-        except (BlockingIOError, InterruptedError):
+            data = os.read(self._reader, _READ_SIZE)
+        except BlockingIOError:
             return True
-        except OSError:
-            return False  # QEMU is gone, which its pidfd tells better
         self._tail.feed(data)
         return bool(data)

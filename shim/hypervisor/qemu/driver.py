@@ -45,18 +45,20 @@ class QemuHypervisor:
         async with AsyncExitStack() as undo:
             qmp_ours, qmp_theirs = socket.socketpair()
             undo.callback(qmp_ours.close)
-            console_ours, console_theirs = socket.socketpair()
-            undo.callback(console_ours.close)
-            with qmp_theirs, console_theirs:
-                fds = (qmp_theirs.fileno(), console_theirs.fileno())
-                options = cmdline.arguments(spec, chosen, qmp_fd=fds[0], console_fd=fds[1])
-                child = spawn([self._program, *options], pass_fds=fds, on_line=self._on_message)
+            console = Console(self._on_console_line)
+            undo.callback(console.close)
+            with qmp_theirs, console.writer() as console_fd:
+                options = cmdline.arguments(spec, chosen, qmp_fd=qmp_theirs.fileno(), console_fd=console_fd)
+                child = spawn(
+                    [self._program, *options],
+                    pass_fds=(qmp_theirs.fileno(), console_fd),
+                    on_line=self._on_message,
+                )
             undo.push_async_callback(child.kill)
             qmp = QmpClient(qmp_ours, self._on_event)
             undo.callback(qmp.close)
             version = await self._handshake(child, qmp)
-            self._child, self._qmp = child, qmp
-            self._console = Console(console_ours, self._on_console_line)
+            self._child, self._qmp, self._console = child, qmp, console
             undo.pop_all()
         self._log.info("QEMU started", pid=child.pid, version=version, accelerator=chosen)
 
@@ -89,16 +91,15 @@ class QemuHypervisor:
     async def stop(self, timeout_s: float = 3.0) -> VmExit:
         child = self._running()
         self._stopping = True
-        if child.status is None:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._execute("quit")
-                    await child.wait()
-            except (ShimError, TimeoutError) as err:
-                self._log.debug("QEMU did not quit by itself", error=err)
-            except asyncio.CancelledError:
-                child.send_signal(signal.SIGKILL)
-                raise
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._quit()
+                await child.wait()
+        except TimeoutError:
+            self._log.warning("QEMU does not quit and is killed", pid=child.pid)
+        except asyncio.CancelledError:
+            child.send_signal(signal.SIGKILL)
+            raise
         # A no-op when it has ended.
         await child.kill()
         return self._on_ended(child)
@@ -107,6 +108,12 @@ class QemuHypervisor:
         if self._child is None:
             raise FailedPrecondition("the VM was not started")
         return self._child
+
+    async def _quit(self) -> None:
+        try:
+            await self._execute("quit")
+        except ShimError as err:
+            self._log.debug("QMP quit", error=err)  # QEMU is ending already, or its end will be forced
 
     async def _handshake(self, child: Child, qmp: QmpClient) -> str:
         """QEMU's version once it takes commands; when it ends instead, ChildFailed with its own words."""
