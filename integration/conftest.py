@@ -1,0 +1,159 @@
+"""Options, the private containerd, the test image, and the check that nothing is left behind.
+
+`pytest integration --containerd 1.6|1.7|2|all`: a version alone runs everything on it; `all` runs everything
+on 1.6 and what is marked `short` on the others. With `--runtime io.containerd.runc.v2` the same tests run
+against runc, which shows that they ask for nothing but containerd's contract; those marked `vm` are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from integration import leak
+from integration.ctr import IMAGE, Ctr
+from integration.daemon import Containerd
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+VERSIONS = ("1.6", "1.7", "2")
+OURS = "io.containerd.kata-py.v2"
+
+PAYLOAD = random.Random("kata-py").randbytes(8 << 20)
+PAYLOAD_HASH = hashlib.sha256(PAYLOAD).hexdigest()
+
+# Writes as nginx in its official image does: logs that are links to /dev/stdout, opened by name for writing.
+NGINX_STYLE = b"""#!/bin/sh
+echo access >/var/log/access.log
+echo error >/var/log/error.log
+echo device >/dev/stdout
+echo number >/proc/self/fd/1
+echo again >>/proc/self/fd/1
+"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("integration")
+    group.addoption("--containerd", default="1.6", choices=[*VERSIONS, "all"], help="version to run on")
+    group.addoption("--runtime", default=OURS, help="runtime under test")
+    group.addoption("--snapshotter", default="overlayfs", choices=["overlayfs", "native"])
+    group.addoption("--shims", default=str(CHECKOUT / "cmd"), help="folder of the shim's programs")
+    group.addoption("--settings", default="", help="TOML lines for the shim's configuration")
+    group.addoption("--debug-log", action="store_true", help="containerd and the shim log at debug level")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "short: runs on every containerd")
+    config.addinivalue_line("markers", "vm: asks for what only a virtual machine gives")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "containerd" not in metafunc.fixturenames:
+        return
+    wanted = metafunc.config.getoption("--containerd")
+    versions = [wanted] if wanted != "all" else ["1.6"]
+    if wanted == "all" and metafunc.definition.get_closest_marker("short"):
+        versions = list(VERSIONS)
+    metafunc.parametrize("containerd", versions, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--runtime") == OURS:
+        return
+    for item in items:
+        if item.get_closest_marker("vm"):
+            item.add_marker(pytest.mark.skip(reason="only for a runtime with VMs"))
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test image as a tar: busybox, /payload (8 MiB nobody can guess) and /bin/nginx-style."""
+    folder = tmp_path_factory.mktemp("image")
+    (folder / "payload").write_bytes(PAYLOAD)
+    (folder / "nginx-style").write_bytes(NGINX_STYLE)
+    extra = [f"/payload={folder / 'payload'}", f"/bin/nginx-style={folder / 'nginx-style'}"]
+    subprocess.run([CHECKOUT / "hack/busybox-image", folder / "image.tar", *extra], check=True)
+    return folder / "image.tar"
+
+
+def import_image(ctr: Ctr, image: Path, snapshotter: str) -> None:
+    """Imports and unpacks. From containerd 2 on, only --local lets ctr choose the snapshotter."""
+    local = ["--local"] if ctr.daemon.version == "2" else []
+    ctr("image", "import", *local, "--snapshotter", snapshotter, str(image)).ok()
+
+
+@pytest.fixture(scope="session")
+def containerd(request: pytest.FixtureRequest, image: Path) -> Iterator[Containerd]:
+    """A running private containerd of the version at hand. At its end nothing of ours may be left at all."""
+    version, option = request.param, request.config.getoption
+    found = subprocess.run([CHECKOUT / "hack/containerd", version], check=True, stdout=subprocess.PIPE, text=True)
+    daemon = Containerd(
+        version,
+        Path(found.stdout.strip()),
+        Path(option("--shims")),
+        option("--settings") + "\n",
+        "debug" if option("--debug-log") else "info",
+    )
+    try:
+        daemon.start()
+        ctr = Ctr(daemon, option("--runtime"), option("--snapshotter"))
+        import_image(ctr, image, ctr.snapshotter)
+        yield daemon
+        remaining = leak.left(ctr, set())
+        assert not remaining, "left at the end:\n" + "\n".join(sorted(remaining))
+    finally:
+        daemon.stop()
+        daemon.remove()
+
+
+@pytest.fixture(scope="session")
+def ctr(containerd: Containerd, request: pytest.FixtureRequest) -> Ctr:
+    option = request.config.getoption
+    return Ctr(containerd, option("--runtime"), option("--snapshotter"))
+
+
+@pytest.fixture(scope="module")
+def box(ctr: Ctr) -> Iterator[str]:
+    """A running container that the execs of one module share."""
+    container = ctr.detached("sleep", "100000", options=["--null-io"])
+    yield container
+    ctr.remove(container)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test: its containers removed, and no process, mount, socket or folder more than before."""
+    if "ctr" not in request.fixturenames:
+        yield
+        return
+    if "box" in request.fixturenames:
+        request.getfixturevalue("box")
+    ctr: Ctr = request.getfixturevalue("ctr")
+    before, known, request.node.log_offset = leak.present(ctr), len(ctr.made), ctr.daemon.log_size()
+    yield
+    remaining = set(ctr.containers())
+    for container in ctr.made[known:]:
+        if container in remaining:
+            ctr.remove(container)
+    leaked = leak.left(ctr, before)
+    assert not leaked, "left behind:\n" + "\n".join(sorted(leaked))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A failure shows what containerd and the shim logged meanwhile; the guest's console is in there too."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    ctr = getattr(item, "funcargs", {}).get("ctr")
+    if report.failed and ctr is not None:
+        text = ctr.daemon.log_since(getattr(item, "log_offset", 0))
+        report.sections.append(("containerd and shim log", text[-20000:]))
+        tree = subprocess.run(["ps", "-eo", "pid,ppid,stat,args", "--forest"], capture_output=True, text=True, check=False)
+        lines = [line[:200] for line in tree.stdout.splitlines() if str(ctr.daemon.root) in line]
+        report.sections.append(("processes", "\n".join(lines)))

@@ -1,0 +1,125 @@
+"""A containerd of our own: every folder, socket and setting is private to this test run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+CONFIG = """\
+version = {version}
+root = "{root}/root"
+state = "{root}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+[grpc]
+address = "{root}/sock"
+[debug]
+level = "{level}"
+"""
+
+
+class Containerd:
+    """One containerd, started and stopped by its own process id.
+
+    `programs` is the folder of `containerd` and `ctr`; `shims` the one of the shim under test, which comes
+    first in the daemon's PATH. `settings` is the shim's configuration as TOML.
+    """
+
+    def __init__(self, version: str, programs: Path, shims: Path, settings: str, level: str = "info") -> None:
+        self.version, self.programs = version, programs
+        # Short, because Unix socket paths below it must stay under 107 bytes; the name is a namespace's too.
+        self.root = Path("/tmp", f"kpt{secrets.token_hex(4)}")
+        self.root.mkdir(mode=0o700)
+        self.address = str(self.root / "sock")
+        self.namespace = self.root.name
+        self.log = self.root / "containerd.log"
+        self.settings = self.root / "kata-py.toml"
+        self.settings.write_text(settings)
+        config_version = 3 if version == "2" else 2
+        (self.root / "config.toml").write_text(
+            CONFIG.format(version=config_version, root=self.root, level=level)
+        )
+        system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        # A clean environment; everything containerd starts inherits the two names by which we find it again.
+        self.env = {"PATH": f"{shims}:{programs}:{system}", "KATA_PY_CONFIG": str(self.settings)}
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
+
+    @property
+    def bundles(self) -> Path:
+        return self.root / "state/io.containerd.runtime.v2.task" / self.namespace
+
+    def start(self) -> None:
+        """Returns when containerd answers; AssertionError with the end of its log after 30 seconds."""
+        with self.log.open("ab") as log:
+            self._child = subprocess.Popen(
+                [self.programs / "containerd", "--config", self.root / "config.toml"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.env,
+                cwd=self.root,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 30
+        while self._ctr("version") != 0:
+            assert self._child.poll() is None, f"containerd ended:\n{self.log_since(0)[-4000:]}"
+            assert time.monotonic() < deadline, f"containerd does not answer:\n{self.log_since(0)[-4000:]}"
+            time.sleep(0.1)
+
+    def _ctr(self, *args: str) -> int:
+        command = [str(self.programs / "ctr"), "--address", self.address, *args]
+        return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Ends containerd alone: its shims and their VMs go on."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if kill:
+            child.kill()
+        else:
+            child.terminate()
+        try:
+            child.wait(20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def shim_sockets(self, container: str) -> list[Path]:
+        """Where a shim for `container` listens, as containerd's own shims name it (pkg/shim SocketAddress)."""
+        digest = hashlib.sha256(os.path.join(self.address, self.namespace, container).encode()).hexdigest()
+        return [Path("/run/containerd/s", digest), self.root / "state/s" / digest]
+
+    def shim_address(self, container: str) -> str:
+        """The socket of the live shim of `container`, from what its bundle says."""
+        bootstrap = self.bundles / container / "bootstrap.json"
+        if bootstrap.exists():
+            text = json.loads(bootstrap.read_text())["address"]
+        else:
+            text = (self.bundles / container / "address").read_text()
+        assert text.startswith("unix://"), text
+        return text.removeprefix("unix://")
+
+    def log_size(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def log_since(self, offset: int) -> str:
+        """containerd's log, which carries the shims' lines, from a byte offset on."""
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(offset)
+            return file.read().decode(errors="replace")
