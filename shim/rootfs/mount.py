@@ -1,0 +1,202 @@
+"""mount(2) with the fstab-style options containerd gives.
+
+Source: mount(2), mount_setattr(2), umount2(2); containerd core/mount/mount_linux.go for the option words;
+constants from Linux include/uapi/linux/mount.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shim.errors import Internal, InvalidArgument, NotFound, PermissionDenied, ShimError
+from shim.rootfs.api import Mount
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
+MS_SYNCHRONOUS, MS_DIRSYNC, MS_NOATIME, MS_NODIRATIME = 0x10, 0x80, 0x400, 0x800
+MS_BIND, MS_REC, MS_SILENT = 0x1000, 0x4000, 0x8000
+MS_PRIVATE, MS_SHARED = 0x40000, 0x100000
+MS_RELATIME, MS_STRICTATIME, MS_LAZYTIME = 0x200000, 0x1000000, 0x2000000
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+
+_FLAGS = {
+    "ro": MS_RDONLY,
+    "nosuid": MS_NOSUID,
+    "nodev": MS_NODEV,
+    "noexec": MS_NOEXEC,
+    "sync": MS_SYNCHRONOUS,
+    "dirsync": MS_DIRSYNC,
+    "noatime": MS_NOATIME,
+    "nodiratime": MS_NODIRATIME,
+    "relatime": MS_RELATIME,
+    "strictatime": MS_STRICTATIME,
+    "lazytime": MS_LAZYTIME,
+    "silent": MS_SILENT,
+    "bind": MS_BIND,
+    "rbind": MS_BIND | MS_REC,
+}
+# Words that take a flag back.
+_CLEARED = {
+    "rw": MS_RDONLY,
+    "suid": MS_NOSUID,
+    "dev": MS_NODEV,
+    "exec": MS_NOEXEC,
+    "async": MS_SYNCHRONOUS,
+    "atime": MS_NOATIME,
+    "diratime": MS_NODIRATIME,
+    "norelatime": MS_RELATIME,
+    "nostrictatime": MS_STRICTATIME,
+    "nolazytime": MS_LAZYTIME,
+    "loud": MS_SILENT,
+    "defaults": 0,
+}
+# A mount(2) cannot do these at the same time: the share has its own propagation, and there is no loop device.
+_REFUSED = frozenset(
+    "loop remount private rprivate shared rshared slave rslave unbindable runbindable".split()  # noqa: SIM905
+)
+
+# mount_setattr: attributes a bind mount can have of its own, by the mount flag.
+_ATTRIBUTES = {MS_RDONLY: 0x1, MS_NOSUID: 0x2, MS_NODEV: 0x4, MS_NOEXEC: 0x8, MS_NODIRATIME: 0x80}
+_ATTR_ATIME_MASK, _ATTR_ATIMES = 0x70, {MS_NOATIME: 0x10, MS_STRICTATIME: 0x20}
+_SYS_MOUNT_SETATTR = 442  # the same on every architecture
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+
+_PAGE_SIZE = 4096  # mount(2) takes no more data, its final NUL included
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Parsed options: mount(2) `flags`, and `data` for the file system in the order given."""
+
+    flags: int
+    data: tuple[str, ...]
+
+
+def parse_options(options: tuple[str, ...]) -> Options:
+    """Sort fstab words into flags and data. Raises InvalidArgument for words that mount(2) cannot do."""
+    flags = 0
+    data = []
+    for option in options:
+        if option in _FLAGS:
+            flags |= _FLAGS[option]
+        elif option in _CLEARED:
+            flags &= ~_CLEARED[option]
+        elif option in _REFUSED or "\0" in option:
+            raise InvalidArgument(f"mount option not supported: {option!r}")
+        elif option:
+            data.append(option)
+    return Options(flags, tuple(data))
+
+
+def mount(spec: Mount, target: Path) -> None:
+    """Make one mount. Raises a ShimError that names the mount and the kernel's reason; then nothing is
+    mounted at `target` that was not before."""
+    options = parse_options(spec.options)
+    if spec.type in ("bind", "rbind"):
+        bind_flags = MS_BIND | (MS_REC if spec.type == "rbind" else 0)
+        options = Options(options.flags | bind_flags, options.data)
+    if options.flags & MS_BIND:
+        _bind(spec, target, options.flags)
+        return
+    with _shortened(options.data) as data:
+        text = ",".join(data)
+        if len(os.fsencode(text)) >= _PAGE_SIZE:
+            raise InvalidArgument(f"{_named(spec, target)}: options longer than {_PAGE_SIZE} bytes")
+        _call(spec, target, spec.type, options.flags, text)
+
+
+def make_shared_root(path: Path) -> None:
+    """Make a directory a mount of its own with a fresh peer group: what is mounted below it appears in the
+    mount namespaces made from ours later, and only there."""
+    bind = Mount("bind", str(path))
+    _call(bind, path, "", MS_BIND, "")
+    for flags in (MS_PRIVATE, MS_SHARED):
+        try:
+            _call(bind, path, "", flags, "")
+        except ShimError:
+            unmount(path)
+            raise
+
+
+def unmount(target: Path) -> bool:
+    """Detach the topmost mount at `target`, busy or not; False when nothing is mounted there."""
+    if _libc.umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (22, 2):  # EINVAL: no mount point; ENOENT
+        return False
+    raise Internal(f"umount {target}: {os.strerror(number)}")
+
+
+def _bind(spec: Mount, target: Path, flags: int) -> None:
+    recursive = flags & MS_REC
+    _call(spec, target, "", MS_BIND | recursive, "")
+    attributes = sum(value for flag, value in _ATTRIBUTES.items() if flags & flag)
+    atime = next((value for flag, value in _ATTR_ATIMES.items() if flags & flag), None)
+    if atime is not None:
+        attributes |= atime
+    if not attributes:
+        return
+    cleared = _ATTR_ATIME_MASK if atime is not None else 0
+    # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
+    request = (ctypes.c_uint64 * 4)(attributes, cleared, 0, 0)
+    status = _libc.syscall(
+        ctypes.c_long(_SYS_MOUNT_SETATTR),
+        ctypes.c_int(_AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(target)),
+        ctypes.c_uint(_AT_RECURSIVE if recursive else 0),
+        ctypes.byref(request),
+        ctypes.c_size_t(ctypes.sizeof(request)),
+    )
+    if status:
+        number = ctypes.get_errno()
+        unmount(target)
+        raise Internal(f"{_named(spec, target)}: mount_setattr: {os.strerror(number)}")
+
+
+def _call(spec: Mount, target: Path, kind: str, flags: int, data: str) -> None:
+    status = _libc.mount(
+        ctypes.c_char_p(os.fsencode(spec.source)),
+        ctypes.c_char_p(os.fsencode(target)),
+        ctypes.c_char_p(os.fsencode(kind) or None),
+        ctypes.c_ulong(flags),
+        ctypes.c_char_p(os.fsencode(data) or None),
+    )
+    if status:
+        number = ctypes.get_errno()
+        error = {2: NotFound, 1: PermissionDenied, 13: PermissionDenied}.get(number, Internal)
+        raise error(f"{_named(spec, target)}: {os.strerror(number)}")
+
+
+def _named(spec: Mount, target: Path) -> str:
+    return f"mount {spec.type} {spec.source} on {target}"
+
+
+@contextmanager
+def _shortened(data: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The same data with a long `lowerdir` list made short, or many image layers would not fit in a page.
+
+    Layers of one snapshotter have a directory in common; it is opened, and the paths are given relative to
+    /proc/self/fd. (containerd changes its working directory for that, in a process made for it.)
+    """
+    if sum(len(os.fsencode(word)) + 1 for word in data) < _PAGE_SIZE:
+        yield data
+        return
+    layers = next((word.removeprefix("lowerdir=") for word in data if word.startswith("lowerdir=")), "")
+    paths = layers.split(":")
+    if len(paths) < 2 or "\\" in layers or not all(path.startswith("/") for path in paths):
+        yield data
+        return
+    base = os.path.commonpath(paths)
+    fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        short = ":".join(f"/proc/self/fd/{fd}/{os.path.relpath(path, base)}" for path in paths)
+        yield tuple(f"lowerdir={short}" if word.startswith("lowerdir=") else word for word in data)
+    finally:
+        os.close(fd)
