@@ -1,0 +1,121 @@
+"""What pid 1 of the VM does before it can serve: file systems, the root, kernel modules.
+
+The image holds no init system: the kernel starts the agent itself, on an initramfs.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shim import errors
+from shim.guest import syscall
+
+MODULES = "/lib/modules"
+
+_SAFE = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC
+# (source, target, type, flags, data); devtmpfs first, so that /dev/console is there for errors.
+_MOUNTS = (
+    ("dev", "/dev", "devtmpfs", syscall.MS_NOSUID, "mode=0755"),
+    ("proc", "/proc", "proc", _SAFE, ""),
+    ("sysfs", "/sys", "sysfs", _SAFE, ""),
+    ("tmpfs", "/run", "tmpfs", syscall.MS_NOSUID | syscall.MS_NODEV, "mode=0755"),
+    ("tmpfs", "/tmp", "tmpfs", syscall.MS_NOSUID | syscall.MS_NODEV, "mode=1777"),
+    ("devpts", "/dev/pts", "devpts", syscall.MS_NOSUID | syscall.MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"),
+    ("shm", "/dev/shm", "tmpfs", _SAFE, "mode=1777"),
+    ("mqueue", "/dev/mqueue", "mqueue", _SAFE, ""),
+    ("cgroup2", "/sys/fs/cgroup", "cgroup2", _SAFE, "nsdelegate"),
+)
+_LINKS = (
+    ("/proc/self/fd", "/dev/fd"),
+    ("fd/0", "/dev/stdin"),
+    ("fd/1", "/dev/stdout"),
+    ("fd/2", "/dev/stderr"),
+)
+
+# What the first connection needs; all others are loaded when the agent already listens.
+_FIRST = frozenset(
+    (
+        "virtio",
+        "virtio_ring",
+        "virtio_pci_legacy_dev",
+        "virtio_pci_modern_dev",
+        "virtio_pci",
+        "vsock",
+        "vmw_vsock_virtio_transport_common",
+        "vmw_vsock_virtio_transport",
+    )
+)
+
+
+def leave_initramfs() -> None:
+    """Make the root a mount that can be pivoted away from, which an initramfs is not (crun would fail with
+    EINVAL): bind it onto itself, move that over / and chroot there. Nothing is copied."""
+    syscall.mount("/", "/mnt", flags=syscall.MS_BIND | syscall.MS_REC)
+    os.chdir("/mnt")
+    syscall.mount(".", "/", flags=syscall.MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+
+
+def mount_filesystems() -> None:
+    for source, target, fstype, flags, data in _MOUNTS:
+        os.makedirs(target, exist_ok=True)
+        syscall.mount(source, target, fstype, flags, data)
+    for target, link in _LINKS:
+        if not os.path.lexists(link):
+            os.symlink(target, link)
+
+
+def open_standard_streams() -> None:
+    """Give fds 0-2 to the console or to nothing if the kernel could not open them for us."""
+    while (fd := os.open(_console(), os.O_RDWR | os.O_NOCTTY)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
+def _console() -> str:
+    return "/dev/console" if os.path.exists("/dev/console") else "/dev/null"
+
+
+def modules(directory: str = MODULES) -> tuple[list[str], list[str]]:
+    """Paths of the image's modules in the order to load them: those needed first, and the rest."""
+    try:
+        with open(f"{directory}/order") as file:
+            names = file.read().split()
+    except FileNotFoundError:
+        return [], []
+    first: list[str] = []
+    rest: list[str] = []
+    for name in names:
+        stem = name.removesuffix(".ko").replace("-", "_")
+        (first if stem in _FIRST else rest).append(f"{directory}/{name}")
+    return first, rest
+
+
+def load_by_name(name: str, parameters: str) -> None:
+    """CreateSandbox's kernel_modules: a module of the image, by its name."""
+    if not name.replace("-", "_").isidentifier():
+        raise errors.InvalidArgument(f"{name!r} is no name of a kernel module")
+    first, rest = modules()
+    for path in first + rest:
+        if os.path.basename(path).removesuffix(".ko").replace("-", "_") == name.replace("-", "_"):
+            syscall.load_module(path, parameters)
+            return
+    if not os.path.isdir(f"/sys/module/{name.replace('-', '_')}"):  # built in
+        raise errors.NotFound(f"the guest image has no kernel module {name}")
+
+
+def parse_cmdline(text: str) -> dict[str, str]:
+    """The agent's parameters on the kernel command line, `agent.<name>=<value>`; the last one counts."""
+    parameters = {}
+    for word in text.split():
+        key, _, value = word.partition("=")
+        if key.startswith("agent."):
+            parameters[key.removeprefix("agent.")] = value
+    return parameters
+
+
+def number(parameters: dict[str, str], name: str, default: int) -> int:
+    """A non-negative number among the parameters; anything else counts as absent, as in Kata's agent."""
+    value = parameters.get(name, "")
+    return int(value) if value.isdecimal() else default

@@ -1,0 +1,112 @@
+"""The agent's program: boot as pid 1 if it is, then serve ttrpc on vsock port 1024 until the VM ends.
+
+The order of listening matters: a host that reaches the ttrpc port may use the passfd port at once.
+Only what the first connection needs happens before that; the rest is done while the host is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+
+from shim.guest import boot, network, syscall
+from shim.guest.reaper import Reaper
+from shim.guest.runtime import Runtime, sealed_copy
+from shim.guest.sandbox import Sandbox
+from shim.guest.schema import MESSAGES, SERVICES
+from shim.guest.service import Service
+from shim.guest.stdio import PIPE_SIZE
+from shim.guest.streams import Streams
+from shim.log import Log
+from shim.ttrpc.server import Server
+from shim.ttrpc.service import from_schema
+
+TTRPC_PORT = 1024
+CRUN = "/usr/bin/crun"
+SCRATCH = "/run/kata-py"
+
+
+def listen(port: int) -> socket.socket:
+    """A listening vsock socket. It outlives its device: one plugged in later is served as well."""
+    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    listener.bind((socket.VMADDR_CID_ANY, port))
+    listener.listen(128)
+    listener.setblocking(False)
+    return listener
+
+
+async def serve(parameters: dict[str, str], log: Log) -> None:
+    """Serve for ever. `parameters` are the kernel command line's."""
+    reaper = Reaper()
+    reaper.install()
+    streams = Streams(log)
+    passfd_port = boot.number(parameters, "passfd_listener_port", 0)
+    if passfd_port:
+        streams.listen(listen(passfd_port))
+    runtime = Runtime(reaper, CRUN, SCRATCH)
+    pipe_size = boot.number(parameters, "container_pipe_size", 0) or PIPE_SIZE
+    prepared = asyncio.create_task(_prepare(runtime, log))
+    service = Service(
+        Sandbox(reaper, runtime, streams, log, pipe_size=pipe_size),
+        ready=lambda: asyncio.shield(prepared),
+        load_module=boot.load_by_name,
+        power_off=syscall.power_off,
+    )
+    services = [
+        from_schema(name, MESSAGES, SERVICES[name], handlers) for name, handlers in service.methods().items()
+    ]
+    server = Server(services, log)
+    await server.serve(listen(TTRPC_PORT))
+    log.info("agent ready", passfd_port=passfd_port)
+    await prepared
+    await asyncio.get_running_loop().create_future()
+
+
+async def _prepare(runtime: Runtime, log: Log) -> None:
+    """What the first container needs, one small step at a time so that calls are answered in between."""
+    for path in boot.modules()[1]:
+        await asyncio.sleep(0)
+        _load(path, log)
+    await asyncio.sleep(0)
+    network.loopback_up()
+    runtime.program = sealed_copy(CRUN)
+
+
+def _load(path: str, log: Log) -> None:
+    try:
+        syscall.load_module(path)
+    except OSError as error:
+        log.warning("kernel module not loaded", module=path, error=error.strerror)
+
+
+def main() -> None:
+    """Entry point of the image's /init, and of kata-py-agent in an image with another init."""
+    log = Log(2)
+    try:
+        if os.getpid() == 1:
+            boot.leave_initramfs()
+            boot.mount_filesystems()
+            boot.open_standard_streams()
+            os.environ.setdefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            for path in boot.modules()[0]:
+                _load(path, log)
+        else:
+            syscall.set_subreaper()
+        with open("/proc/cmdline") as file:
+            parameters = boot.parse_cmdline(file.read())
+        if parameters.get("log") in ("debug", "trace"):
+            log = Log(2, "debug")
+        asyncio.run(serve(parameters, log))
+    except BaseException as error:
+        import traceback  # slow to import, and only needed to say good-bye
+
+        log.error("agent ends", error=error, trace="".join(traceback.format_exception(error)))
+        if os.getpid() == 1:
+            syscall.power_off()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Moves bytes from one non-blocking descriptor to another, as fast as the slower end takes them.
+
+One process's stream is one `Pump`: pipe or pty -> vsock for output, vsock -> pipe or pty for input. It reads
+only when there is nothing left to write, so a stalled reader stops its own stream, costs no CPU and no more
+than one chunk of memory, and nothing is ever dropped.
+
+Bytes are copied through a buffer rather than spliced. Measured in the guest kernel this is made for (6.1):
+splice into a vsock socket sends one packet for each pipe page, so a virtio packet carries 4 KiB instead of
+64, and every packet costs the host an interrupt and a walk of the ring; see DESIGN.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Callable
+
+CHUNK = 256 * 1024
+# How many chunks a stream may move before the other streams get their turn.
+_TURNS = 4
+
+# Shared by all pumps: used only between a read and the write after it.
+_scratch = memoryview(bytearray(CHUNK))
+
+
+class Pump:
+    """Copies until the end of `source`, or until `sink` is gone.
+
+    Owns neither descriptor. `on_end(sink_gone)` is called once, after all bytes were written or when the sink
+    refused them; both descriptors are unregistered from the loop by then and may be closed in it.
+    """
+
+    def __init__(self, source: int, sink: int, on_end: Callable[[bool], None]) -> None:
+        self._source, self._sink, self._on_end = source, sink, on_end
+        self._pending = b""
+        self._loop = asyncio.get_running_loop()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._last = False
+        self.moved = 0
+        self.ended = False
+
+    def start(self) -> None:
+        self._loop.add_reader(self._source, self._on_readable)
+
+    def _on_readable(self) -> None:
+        for _ in range(_TURNS):
+            if not self._read_once():
+                return
+
+    def _read_once(self) -> bool:
+        """Move one chunk; False when there is nothing more to do now."""
+        try:
+            count = os.readv(self._source, [_scratch])
+        except (BlockingIOError, InterruptedError):
+            if self._last:
+                self._end(sink_gone=False)
+            return False
+        except OSError as error:
+            # EIO: the last holder of the pty's other end is gone. Anything else is a peer that broke off:
+            # what it sent before has been read.
+            if error.errno not in (errno.EIO, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EPIPE):
+                raise
+            count = 0
+        if count == 0:
+            self._end(sink_gone=False)
+            return False
+        written = self._write(_scratch[:count])
+        if self.ended:
+            return False
+        if written < count:
+            self._pending = bytes(_scratch[written:count])
+            self._loop.remove_reader(self._source)
+            self._loop.add_writer(self._sink, self._on_writable)
+            return False
+        return True
+
+    def _on_writable(self) -> None:
+        written = self._write(self._pending)
+        if self.ended:
+            return
+        self._pending = self._pending[written:]
+        if not self._pending:
+            self._loop.remove_writer(self._sink)
+            self._loop.add_reader(self._source, self._on_readable)
+            if self._last:
+                self._on_readable()
+
+    def _write(self, data: memoryview | bytes) -> int:
+        """Write what fits now; ends the pump when the sink is gone."""
+        view, written = memoryview(data), 0
+        while written < len(view):
+            try:
+                written += os.write(self._sink, view[written:])
+            except BlockingIOError:
+                break
+            except InterruptedError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EIO):
+                    raise
+                self._end(sink_gone=True)
+                return written
+        self.moved += written
+        self._wake()
+        return written
+
+    def finish(self) -> None:
+        """The source will get no more: end when it has nothing to read. For sources that show no end."""
+        self._last = True
+        if not self.ended and not self._pending:
+            self._on_readable()
+
+    def stop(self) -> None:
+        """Unregister from the loop without a word. Idempotent."""
+        if not self.ended:
+            self._unregister()
+
+    def _end(self, *, sink_gone: bool) -> None:
+        self._unregister()
+        self._on_end(sink_gone)
+
+    def _unregister(self) -> None:
+        self.ended = True
+        self._pending = b""
+        self._loop.remove_reader(self._source)
+        self._loop.remove_writer(self._sink)
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def settle(self, grace_s: float, *, counted: bool) -> bool:
+        """Wait until what the source holds now has been written; False if it stopped moving for `grace_s`.
+
+        Called when the writing process has ended: what it wrote is in the pipe already, so bytes of a child
+        that holds the pipe open are not waited for. A pty cannot tell how much it holds (`counted=False`):
+        there the end is waited for, or `grace_s` without a byte, at most five times as long.
+        """
+        target = self.moved + len(self._pending) + self._readable_now() if counted else None
+        until = self._loop.time() + 5 * grace_s
+        while not self.ended and (target is None or self.moved < target):
+            if target is None and self._loop.time() > until:
+                return False
+            waiter = self._loop.create_future()
+            self._waiters.append(waiter)
+            before = self.moved
+            await asyncio.wait([waiter], timeout=grace_s)
+            if not self.ended and self.moved == before:
+                return False
+        return True
+
+    def _readable_now(self) -> int:
+        if self.ended:
+            return 0
+        answer = fcntl.ioctl(self._source, termios.FIONREAD, struct.pack("i", 0))
+        return int(struct.unpack("i", answer)[0])

@@ -1,0 +1,93 @@
+"""The one place where children are started and reaped.
+
+The agent is pid 1: it inherits every orphan, so only a waitpid for any child can work, and no library that
+waits for its own children can be used beside it. A container's process is not forked by us but by crun, which
+ends before it; we learn its pid from a file when it may have ended already. Statuses of pids nobody asked for
+are therefore kept as long as somebody may still ask (`adopting`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+# Python ignores these; a program that is executed must not inherit that.
+_DEFAULTED = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+class Reaper:
+    """Futures of exit statuses (as waitpid gives them) by pid. All methods belong to the loop's thread."""
+
+    def __init__(self) -> None:
+        self._watched: dict[int, asyncio.Future[int]] = {}
+        self._strays: dict[int, int] = {}
+        self._adopters = 0
+
+    def install(self) -> None:
+        """Reap whenever SIGCHLD arrives at the running loop."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
+
+    def reap(self) -> None:
+        """Collect every child that has ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            future = self._watched.pop(pid, None)
+            if future is not None:
+                if not future.done():
+                    future.set_result(status)
+            elif self._adopters:
+                self._strays[pid] = status
+
+    @contextlib.contextmanager
+    def adopting(self) -> Iterator[None]:
+        """While inside, `watch` may be called for a child that we did not start, even if it has ended."""
+        self._adopters += 1
+        try:
+            yield
+        finally:
+            self._adopters -= 1
+            if not self._adopters:
+                self._strays.clear()
+
+    def watch(self, pid: int) -> asyncio.Future[int]:
+        """The future exit status of a child or an adopted one; await it through `asyncio.shield`."""
+        future = self._watched.get(pid)
+        if future is None:
+            future = asyncio.get_running_loop().create_future()
+            stray = self._strays.pop(pid, None)
+            # A pid that exists cannot be the one we reaped: the number was given again.
+            if stray is not None and not _exists(pid):
+                future.set_result(stray)
+            else:
+                self._watched[pid] = future
+        return future
+
+    def spawn(
+        self, path: str, argv: list[str], stdio: tuple[int, int, int], env: dict[str, str]
+    ) -> tuple[int, asyncio.Future[int]]:
+        """Start a program in a session of its own with these three descriptors; (pid, future status)."""
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
+        pid = os.posix_spawn(path, argv, env, file_actions=actions, setsid=True, setsigdef=_DEFAULTED)
+        return pid, self.watch(pid)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def exit_code(status: int) -> int:
+    """A shell's view of a wait status: the code, or 128 + the signal."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,204 @@
+"""Drives crun, the OCI runtime in the guest.
+
+crun protects itself from its containers by copying itself into a sealed memfd and executing that copy, which
+is half of the time of a run. It does not when it finds itself sealed already, so the copy is made once here.
+
+crun's own messages go to a log file (`--log`), since fds 0-2 become the container's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+
+from shim import errors
+from shim.guest.reaper import Reaper
+from shim.guest.spec import program_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_MAX_LOG = 64 * 1024
+
+
+def sealed_copy(path: str) -> str:
+    """A path that executes a sealed in-memory copy of the program, as long as this process lives."""
+    fd = os.memfd_create("crun", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while os.sendfile(fd, source, None, 1 << 30):
+            pass
+    finally:
+        os.close(source)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return f"/proc/self/fd/{fd}"
+
+
+class Runtime:
+    """crun's commands as coroutines. Raises `errors.ShimError` with crun's message.
+
+    `program` is the path that is executed, `scratch` a directory for short-lived files. A call
+    that is cancelled leaves its crun running to its end: the caller decides what to undo.
+    """
+
+    def __init__(self, reaper: Reaper, program: str, scratch: str) -> None:
+        self._reaper, self.program, self._scratch = reaper, program, scratch
+        self._calls = 0
+        os.makedirs(scratch, mode=0o700, exist_ok=True)
+
+    async def create(
+        self, container_id: str, bundle: str, args: list[str], stdio: tuple[int, int, int], *, terminal: bool
+    ) -> tuple[int, int]:
+        """`crun create`: (pid of the init process, fd of its terminal's master or -1).
+
+        `args` is what the init process will execute, for the message only.
+        """
+        command = ["create", "--bundle", bundle]
+        return await self._launch(command, [container_id], args, stdio, terminal=terminal)
+
+    async def exec(
+        self, container_id: str, process: Mapping[str, Any], stdio: tuple[int, int, int]
+    ) -> tuple[int, int]:
+        """`crun exec` of a runtime spec process: (pid, fd of its terminal's master or -1)."""
+        path = self._path("process")
+        write_json(path, process)
+        try:
+            command = ["exec", "--detach", "--process", path]
+            return await self._launch(
+                command, [container_id], process["args"], stdio, terminal=bool(process.get("terminal"))
+            )
+        finally:
+            os.unlink(path)
+
+    async def start(self, container_id: str) -> None:
+        await self._run(["start"], [container_id])
+
+    async def delete(self, container_id: str) -> None:
+        """Kill what is left, remove crun's state and the cgroup. No error when there is no such container."""
+        await self._run(["delete", "--force"], [container_id])
+
+    async def _launch(
+        self,
+        command: list[str],
+        operands: list[str],
+        args: list[str],
+        stdio: tuple[int, int, int],
+        *,
+        terminal: bool,
+    ) -> tuple[int, int]:
+        pid_file = self._path("pid")
+        with self._reaper.adopting(), contextlib.ExitStack() as stack:
+            stack.callback(_unlink, pid_file)
+            command += ["--pid-file", pid_file]
+            console = stack.enter_context(self._console()) if terminal else None
+            if console is not None:
+                command += ["--console-socket", console.getsockname()]
+            await self._run(command, operands, stdio, args)
+            pid = _read_pid(pid_file)
+            self._reaper.watch(pid)
+            return pid, -1 if console is None else _receive_master(console)
+
+    @contextlib.contextmanager
+    def _console(self) -> Iterator[socket.socket]:
+        path = self._path("console")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(path)
+            try:
+                listener.listen(1)
+                listener.setblocking(False)
+                yield listener
+            finally:
+                os.unlink(path)
+
+    async def _run(
+        self,
+        command: list[str],
+        operands: list[str],
+        stdio: tuple[int, int, int] | None = None,
+        args: list[str] | None = None,
+    ) -> None:
+        log = self._path("log")
+        argv = ["crun", "--log", log, "--log-format=json", "--cgroup-manager=cgroupfs"]
+        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            _, exited = self._reaper.spawn(
+                self.program, argv + command + operands, stdio or (null, null, null), env
+            )
+        finally:
+            os.close(null)
+        try:
+            status = os.waitstatus_to_exitcode(await exited)
+            if status != 0:
+                raise _failure(command[0], status, _last_error(log), args)
+        finally:
+            _unlink(log)
+
+    def _path(self, kind: str) -> str:
+        """A new short path: sockets have 107 bytes, and ids may be longer than that."""
+        self._calls += 1
+        return f"{self._scratch}/{kind}-{self._calls}"
+
+
+def _read_pid(path: str) -> int:
+    with open(path) as file:
+        return int(file.read())
+
+
+def _receive_master(console: socket.socket) -> int:
+    """crun connects, sends the pty's master and only then ends, so all of it is waiting here."""
+    try:
+        connection, _ = console.accept()
+        with connection:
+            _, fds, _, _ = socket.recv_fds(connection, 4096, 4)
+    except BlockingIOError as error:
+        raise errors.Internal("crun has sent no terminal") from error
+    if len(fds) != 1:
+        for fd in fds:
+            os.close(fd)
+        raise errors.Internal(f"crun has sent {len(fds)} descriptors for a terminal")
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def _last_error(log: str) -> str:
+    try:
+        with open(log, errors="replace") as file:
+            lines = file.read(_MAX_LOG).splitlines()
+    except FileNotFoundError:
+        return ""
+    for line in reversed(lines):
+        try:
+            return str(json.loads(line)["msg"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return lines[-1] if lines else ""
+
+
+def _failure(command: str, status: int, message: str, args: list[str] | None) -> errors.ShimError:
+    """crun's message in the frame that runc's and containerd's users know."""
+    ended = f"exit status {status}" if status >= 0 else f"signal {-status}"
+    frame = f"OCI runtime {command} failed"
+    if args is not None and message.startswith("executable file"):
+        return errors.NotFound(f"{frame}: {program_error(args, 'executable file not found in $PATH')}")
+    if args is not None and message.startswith(("open executable", "exec container process")):
+        return errors.InvalidArgument(f"{frame}: {program_error(args, message)}")
+    kind = errors.InvalidArgument if "No such file or directory" in message else errors.Internal
+    return kind(f"{frame}: {message or f'crun: {ended}'}")
+
+
+def write_json(path: str, value: object) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w") as file:
+        json.dump(value, file)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

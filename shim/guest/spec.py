@@ -1,0 +1,111 @@
+"""agent.proto's Spec (a decoded dict with the proto's field names) as the JSON object crun reads.
+
+The proto's names are the JSON names with another capitalisation, so the conversion is one renaming rule and a
+short list of exceptions. proto3 has no absent scalars: a zero is left out, which in the runtime spec means
+"not set" for every optional field; required ones are filled in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_EXCEPTIONS = {
+    "Version": "ociVersion",
+    "UID": "uid",
+    "GID": "gid",
+    "OOMScoreAdj": "oomScoreAdj",
+    "UIDMappings": "uidMappings",
+    "GIDMappings": "gidMappings",
+    "CPU": "cpu",
+    "Pagesize": "pageSize",
+    "errnoret": "errnoRet",
+}
+# Their keys are data, not field names.
+_MAPS = frozenset({"Annotations", "Sysctl"})
+
+# Dropped from a process: the guest's kernel has no policy loaded for either.
+_LABELS = ("apparmorProfile", "selinuxLabel")
+
+
+def _json_name(field: str) -> str:
+    return _EXCEPTIONS.get(field) or field[:1].lower() + field[1:]
+
+
+def _convert(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            _json_name(key): dict(item) if key in _MAPS else _convert(item) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_convert(item) for item in value]
+    return value
+
+
+def process_from_proto(message: Mapping[str, Any]) -> dict[str, Any]:
+    """`grpc.Process` as the runtime spec's process."""
+    process: dict[str, Any] = _convert(message)
+    process.setdefault("cwd", "/")
+    process.setdefault("terminal", False)
+    process.setdefault("args", [])
+    user = process.setdefault("user", {})
+    user.setdefault("uid", 0)
+    user.setdefault("gid", 0)
+    for rlimit in process.get("rlimits", []):
+        rlimit.setdefault("hard", 0)
+        rlimit.setdefault("soft", 0)
+    for label in _LABELS:
+        process.pop(label, None)
+    return process
+
+
+def spec_from_proto(message: Mapping[str, Any]) -> dict[str, Any]:
+    """`grpc.Spec` as config.json's object, with a process, a root and a linux section in any case."""
+    parts = {key: value for key, value in message.items() if key not in ("Process", "Solaris", "Windows")}
+    spec: dict[str, Any] = _convert(parts)
+    spec["process"] = process_from_proto(message.get("Process", {}))
+    spec.setdefault("ociVersion", "1.0.2")
+    spec.setdefault("root", {})
+    spec.setdefault("mounts", [])
+    linux = spec.setdefault("linux", {})
+    linux.pop("mountLabel", None)
+    linux.pop("intelRdt", None)
+    for rule in linux.get("resources", {}).get("devices", []):
+        rule.setdefault("allow", False)
+        if not rule.get("major") and not rule.get("minor"):
+            # 0:0 is no device; the proto's zero stands for the spec's absent "any".
+            rule.pop("major", None)
+            rule.pop("minor", None)
+    for call in linux.get("seccomp", {}).get("syscalls", []):
+        for argument in call.get("args", []):
+            argument.setdefault("index", 0)
+            argument.setdefault("value", 0)
+    return spec
+
+
+def place_namespaces(spec: dict[str, Any], paths: Mapping[str, str]) -> None:
+    """Fit the namespaces to the guest: its network is the pod's, so a container gets none of its own; host
+    paths mean nothing here; `paths` (type -> guest path) are joined where the container wants the type."""
+    kept = []
+    for namespace in spec["linux"].get("namespaces", []):
+        kind = namespace.get("type", "")
+        if kind in ("network", "time", ""):
+            continue
+        kept.append({"type": kind, "path": paths[kind]} if kind in paths else {"type": kind})
+    if not any(namespace["type"] == "pid" for namespace in kept):
+        kept.append({"type": "pid", **({"path": paths["pid"]} if "pid" in paths else {})})
+    spec["linux"]["namespaces"] = kept
+
+
+def inherit_process(process: dict[str, Any], container: Mapping[str, Any]) -> None:
+    """Fill what an exec leaves out from the container's process, as the agent of Kata does."""
+    if not process.get("capabilities") and "capabilities" in container:
+        process["capabilities"] = container["capabilities"]
+
+
+def program_error(args: Sequence[str], reason: str) -> str:
+    """runc's words for a program that cannot be executed; people and tools look for them."""
+    return f'unable to start container process: exec: "{args[0] if args else ""}": {reason}'
