@@ -92,7 +92,9 @@ def import_image(ctr: Ctr, image: Path, snapshotter: str) -> None:
 def containerd(request: pytest.FixtureRequest, image: Path) -> Iterator[Containerd]:
     """A running private containerd of the version at hand. At its end nothing of ours may be left at all."""
     version, option = request.param, request.config.getoption
-    found = subprocess.run([CHECKOUT / "hack/containerd", version], check=True, stdout=subprocess.PIPE, text=True)
+    found = subprocess.run(
+        [CHECKOUT / "hack/containerd", version], check=True, stdout=subprocess.PIPE, text=True
+    )
     daemon = Containerd(
         version,
         Path(found.stdout.strip()),
@@ -154,6 +156,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.failed and ctr is not None:
         text = ctr.daemon.log_since(getattr(item, "log_offset", 0))
         report.sections.append(("containerd and shim log", text[-20000:]))
-        tree = subprocess.run(["ps", "-eo", "pid,ppid,stat,args", "--forest"], capture_output=True, text=True, check=False)
+        tree = subprocess.run(
+            ["ps", "-eo", "pid,ppid,stat,args", "--forest"], capture_output=True, text=True, check=False
+        )
         lines = [line[:200] for line in tree.stdout.splitlines() if str(ctr.daemon.root) in line]
         report.sections.append(("processes", "\n".join(lines)))

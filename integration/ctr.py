@@ -35,7 +35,9 @@ class Done:
         return self.out.decode(errors="replace")
 
     def ok(self) -> Done:
-        assert self.code == 0, f"exit status {self.code}\nstdout: {self.text[-2000:]}\nstderr: {self.err[-2000:]}"
+        assert self.code == 0, (
+            f"exit status {self.code}\nstdout: {self.text[-2000:]}\nstderr: {self.err[-2000:]}"
+        )
         return self
 
 
@@ -78,7 +80,9 @@ class Ctr:
     ) -> Done:
         """`ctr run` in a new container, to its end."""
         rootfs = more.pop("rootfs", None)
-        return self(*self.run_args(container or self.new_id(), *command, options=options, rootfs=rootfs), **more)
+        return self(
+            *self.run_args(container or self.new_id(), *command, options=options, rootfs=rootfs), **more
+        )
 
     def detached(self, *command: str, options: Sequence[str] = (), container: str | None = None) -> str:
         """`ctr run -d`: the id of a container that runs `command`. Its stdio has no reader until an attach."""

@@ -25,7 +25,11 @@ def present(ctr: Ctr) -> set[str]:
             found.add(f"mount {place}")
     for container in ctr.made:
         found |= {f"socket {path}" for path in daemon.shim_sockets(container) if path.exists()}
-    folders = [RUN / daemon.namespace, daemon.bundles, daemon.root / "root" / daemon.bundles.relative_to(daemon.root / "state")]
+    folders = [
+        RUN / daemon.namespace,
+        daemon.bundles,
+        daemon.root / "root" / daemon.bundles.relative_to(daemon.root / "state"),
+    ]
     for folder in folders:
         if folder.is_dir():
             found |= {f"folder {path}" for path in folder.iterdir()}

@@ -122,7 +122,9 @@ def test_a_plain_folder_can_be_the_root(ctr: Ctr, tmp_path: Path) -> None:
     copy = ctr.run("cat", "/bin/busybox").ok()
     (tmp_path / "bin/busybox").write_bytes(copy.out)
     (tmp_path / "bin/busybox").chmod(0o755)
-    done = ctr.run("/bin/busybox", "sh", "-c", "echo from guest >/note; /bin/busybox cat /note", rootfs=tmp_path)
+    done = ctr.run(
+        "/bin/busybox", "sh", "-c", "echo from guest >/note; /bin/busybox cat /note", rootfs=tmp_path
+    )
     assert done.ok().text == "from guest\n"
     assert (tmp_path / "note").read_text() == "from guest\n"
 

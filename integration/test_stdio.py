@@ -1,0 +1,133 @@
+"""Every byte, whatever the speed of either side; hashes of what went through."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from integration import process
+from integration.conftest import PAYLOAD_HASH
+from integration.ctr import Ctr
+from integration.sandbox import members
+
+MIB = 1 << 20
+
+
+def test_a_burst_and_removal_right_after_it_twenty_runs_in_a_row(ctr: Ctr) -> None:
+    """ctr deletes the task as soon as Wait answers; what is not in the FIFO by then is lost."""
+    for number in range(20):
+        done = ctr.run("cat", "/payload").ok()
+        assert hashlib.sha256(done.out).hexdigest() == PAYLOAD_HASH, f"run {number}: {len(done.out)} bytes"
+
+
+@pytest.mark.short
+def test_twenty_mib_through_cat_come_back_unchanged(ctr: Ctr, box: str) -> None:
+    data = os.urandom(20 * MIB)
+    child = ctr.spawn(*ctr.exec_args(box, "sh", "-c", "echo; cat"), stdin=subprocess.PIPE)
+    assert child.stdout and child.stdout.readline() == b"\n"
+    out, err = child.communicate(data, timeout=120)
+    assert len(out) == len(data), err
+    assert hashlib.sha256(out).digest() == hashlib.sha256(data).digest()
+    assert child.returncode == 0
+
+
+@pytest.mark.short
+def test_a_stalled_reader_loses_nothing_and_stalls_nobody_else(ctr: Ctr, box: str) -> None:
+    child = ctr.spawn(*ctr.exec_args(box, "cat", "/payload"))
+    time.sleep(2)  # FIFO and pipes are full by now
+    pids = members(ctr, box)
+    before = {item.pid: item.cpu_s for item in pids.values()}
+    started, slowest = time.monotonic(), 0.0
+    while time.monotonic() - started < 10:
+        asked = time.monotonic()
+        assert ctr.exec(box, "echo", "other").ok().text == "other\n"
+        slowest = max(slowest, time.monotonic() - asked)
+        time.sleep(1.5)
+    assert slowest < 5
+    out, err = child.communicate(timeout=60)
+    assert hashlib.sha256(out).hexdigest() == PAYLOAD_HASH, (len(out), err)
+    assert child.returncode == 0
+    assert before
+
+
+@pytest.mark.short
+@pytest.mark.vm
+def test_a_stalled_reader_burns_no_cpu(ctr: Ctr, box: str) -> None:
+    child = ctr.spawn(*ctr.exec_args(box, "cat", "/payload"))
+    time.sleep(3)
+    watched = [item for item in members(ctr, box).values() if item.role in ("shim", "device", "virtiofsd")]
+    assert {item.role for item in watched} == {"shim", "device", "virtiofsd"}
+    time.sleep(5)
+    for old in watched:
+        new = process.read(old.pid)
+        assert new is not None
+        assert new.cpu_s - old.cpu_s < 0.25, f"{old.role}: {new.cpu_s - old.cpu_s} s of CPU in 5 s of waiting"
+    out, _ = child.communicate(timeout=60)
+    assert hashlib.sha256(out).hexdigest() == PAYLOAD_HASH
+
+
+def test_a_client_that_stops_and_goes_on_gets_every_byte(ctr: Ctr, box: str) -> None:
+    child = ctr.spawn(*ctr.exec_args(box, "cat", "/payload"))
+    assert child.stdout
+    hasher, total = hashlib.sha256(), 0
+    for _ in range(4):
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        child.send_signal(signal.SIGCONT)
+        chunk = child.stdout.read(MIB)
+        hasher.update(chunk)
+        total += len(chunk)
+    rest, _ = child.communicate(timeout=60)
+    hasher.update(rest)
+    assert hasher.hexdigest() == PAYLOAD_HASH, total + len(rest)
+
+
+def test_slow_input_is_passed_on_as_it_comes(ctr: Ctr, box: str) -> None:
+    child = ctr.spawn(*ctr.exec_args(box, "cat"), stdin=subprocess.PIPE)
+    assert child.stdin and child.stdout
+    for word in (b"a\n", b"bb\n", b"ccc\n"):
+        child.stdin.write(word)
+        child.stdin.flush()
+        assert child.stdout.readline() == word
+    child.stdin.close()
+    assert child.wait(30) == 0
+
+
+def test_four_streams_at_once_do_not_mix(ctr: Ctr, box: str) -> None:
+    def turn(data: bytes, results: list[bool]) -> None:
+        child = ctr.spawn(*ctr.exec_args(box, "sh", "-c", "echo; cat"), stdin=subprocess.PIPE)
+        assert child.stdout
+        child.stdout.readline()
+        out, _ = child.communicate(data, timeout=120)
+        results.append(out == data)
+
+    results: list[bool] = []
+    threads = [threading.Thread(target=turn, args=(os.urandom(2 * MIB), results)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 4
+
+
+@pytest.mark.vm
+def test_the_shim_s_cpu_does_not_move_while_a_container_prints(ctr: Ctr, box: str) -> None:
+    """128 MiB here; hack/bench/stdio measures a whole GiB."""
+    shim = next(item for item in members(ctr, box).values() if item.role == "shim")
+    with open(os.devnull, "wb") as nowhere:
+        child = ctr.spawn(
+            *ctr.exec_args(box, "sh", "-c", "for i in $(seq 16); do cat /payload; done"), stdout=nowhere
+        )
+        time.sleep(1.5)  # past what starting an exec costs
+        before = process.read(shim.pid)
+        assert child.poll() is None, "the stream ended before it could be measured"
+        child.wait(120)
+        after = process.read(shim.pid)
+    assert before and after
+    assert after.cpu_s - before.cpu_s < 0.1
