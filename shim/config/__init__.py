@@ -1,0 +1,1 @@
+"""The settings: `model` says what there is, `load` reads the files."""
