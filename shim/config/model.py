@@ -68,8 +68,8 @@ class Config:
     accelerator: Literal["auto", "kvm", "tcg"] = _one_of("auto", "auto", "kvm", "tcg")
 
     # The guest.
-    kernel: Path = _file(_KERNEL)
-    initrd: Path = _file(_INITRD)
+    kernel: Path = _file(_KERNEL)  # noqa: RUF009
+    initrd: Path = _file(_INITRD)  # noqa: RUF009
     kernel_params: tuple[str, ...] = _setting((), "a list of words without spaces", _words, tuple)
     memory_mib: int = _int(256, 128, 1 << 20)
     vcpus: int = _int(1, 1, 240)
