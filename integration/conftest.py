@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shlex
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from integration import leak
-from integration.ctr import IMAGE, Ctr
+from integration.ctr import Ctr
 from integration.daemon import Containerd
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -44,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--runtime", default=OURS, help="runtime under test")
     group.addoption("--snapshotter", default="overlayfs", choices=["overlayfs", "native"])
     group.addoption("--shims", default=str(CHECKOUT / "cmd"), help="folder of the shim's programs")
+    group.addoption("--guest", default=str(CHECKOUT / "build/guest"), help="folder of the guest image")
     group.addoption("--settings", default="", help="TOML lines for the shim's configuration")
     group.addoption("--debug-log", action="store_true", help="containerd and the shim log at debug level")
 
@@ -92,6 +91,9 @@ def import_image(ctr: Ctr, image: Path, snapshotter: str) -> None:
 def containerd(request: pytest.FixtureRequest, image: Path) -> Iterator[Containerd]:
     """A running private containerd of the version at hand. At its end nothing of ours may be left at all."""
     version, option = request.param, request.config.getoption
+    guest = Path(option("--guest"))
+    if option("--runtime") == OURS and not (guest / "vmlinux").exists():
+        pytest.exit(f"no guest image in {guest}: hack/guest/build --out {guest} makes it", returncode=4)
     found = subprocess.run(
         [CHECKOUT / "hack/containerd", version], check=True, stdout=subprocess.PIPE, text=True
     )
@@ -99,7 +101,7 @@ def containerd(request: pytest.FixtureRequest, image: Path) -> Iterator[Containe
         version,
         Path(found.stdout.strip()),
         Path(option("--shims")),
-        option("--settings") + "\n",
+        f'kernel = "{guest}/vmlinux"\ninitrd = "{guest}/initrd.cpio"\n{option("--settings")}\n',
         "debug" if option("--debug-log") else "info",
     )
     try:

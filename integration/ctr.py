@@ -63,14 +63,12 @@ class Ctr:
     ) -> list[str]:
         """`ctr run ...`, with our runtime and snapshotter, from the test image or a folder."""
         what = ["--rootfs", str(rootfs)] if rootfs else ["--snapshotter", self.snapshotter, IMAGE]
-        if rootfs is None:
-            return ["run", "--runtime", self.runtime, *options, *what, container, *command]
-        return ["run", "--runtime", self.runtime, *options, "--rootfs", str(rootfs), container, *command]
+        return ["run", "--runtime", self.runtime, *options, *what, container, *command]
 
     def __call__(
         self, *args: str, stdin: bytes | int | Any = subprocess.DEVNULL, timeout: float = TIMEOUT_S
     ) -> Done:
-        """Runs ctr to its end. `stdin`: bytes to pipe in, or a file. subprocess.TimeoutExpired when it hangs."""
+        """Runs ctr to its end. `stdin`: bytes to pipe in, or a file. TimeoutExpired when it hangs."""
         source: dict[str, Any] = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
         done = subprocess.run(self.argv(*args), capture_output=True, timeout=timeout, check=False, **source)
         return Done(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
@@ -79,10 +77,8 @@ class Ctr:
         self, *command: str, options: Sequence[str] = ("--rm",), container: str | None = None, **more: Any
     ) -> Done:
         """`ctr run` in a new container, to its end."""
-        rootfs = more.pop("rootfs", None)
-        return self(
-            *self.run_args(container or self.new_id(), *command, options=options, rootfs=rootfs), **more
-        )
+        rootfs, container = more.pop("rootfs", None), container or self.new_id()
+        return self(*self.run_args(container, *command, options=options, rootfs=rootfs), **more)
 
     def detached(self, *command: str, options: Sequence[str] = (), container: str | None = None) -> str:
         """`ctr run -d`: the id of a container that runs `command`. Its stdio has no reader until an attach."""
@@ -124,9 +120,9 @@ class Terminal:
     def __init__(self, argv: list[str], rows: int, columns: int) -> None:
         self._fd, child_end = pty.openpty()
         self.resize(rows, columns)
-        self.child = subprocess.Popen(
-            argv, stdin=child_end, stdout=child_end, stderr=child_end, preexec_fn=lambda: os.login_tty(0)
-        )
+        # setsid makes it the program's controlling terminal, without which there is no SIGWINCH.
+        argv = ["setsid", "--ctty", *argv]
+        self.child = subprocess.Popen(argv, stdin=child_end, stdout=child_end, stderr=child_end)
         os.close(child_end)
         self.seen = b""
 

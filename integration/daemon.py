@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
+
+from integration import process
 
 CONFIG = """\
 version = {version}
@@ -100,10 +104,17 @@ class Containerd:
             child.wait()
 
     def remove(self) -> None:
+        """Everything of this run away, also what a failed test left running or mounted."""
+        for item in process.marked(str(self.root)).values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(item.pid, signal.SIGKILL)
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for place in sorted((place for place in mounts if place.startswith(f"{self.root}/")), reverse=True):
+            subprocess.run(["umount", "--lazy", place], check=False)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def shim_sockets(self, container: str) -> list[Path]:
-        """Where a shim for `container` listens, as containerd's own shims name it (pkg/shim SocketAddress)."""
+        """Where a shim of `container` listens, named as containerd's own (pkg/shim SocketAddress)."""
         digest = hashlib.sha256(os.path.join(self.address, self.namespace, container).encode()).hexdigest()
         return [Path("/run/containerd/s", digest), self.root / "state/s" / digest]
 
@@ -111,11 +122,17 @@ class Containerd:
         """The socket of the live shim of `container`, from what its bundle says."""
         bootstrap = self.bundles / container / "bootstrap.json"
         if bootstrap.exists():
-            text = json.loads(bootstrap.read_text())["address"]
+            text = str(json.loads(bootstrap.read_text())["address"])
         else:
             text = (self.bundles / container / "address").read_text()
         assert text.startswith("unix://"), text
         return text.removeprefix("unix://")
+
+    def set_for_shims(self, text: str) -> None:
+        """TOML that overrides the settings for shims started from now on; "" takes it back."""
+        drop_in = self.root / "config.d/test.toml"
+        drop_in.parent.mkdir(exist_ok=True)
+        drop_in.write_text(text)
 
     def log_size(self) -> int:
         return self.log.stat().st_size if self.log.exists() else 0
