@@ -130,7 +130,7 @@ class VirtiofsShare:
             raise Internal(f"{path}: {err.strerror}") from err
 
     def _on_line(self, line: str) -> None:
-        self._log.warning("virtiofsd", line=line)
+        self._log.info("virtiofsd", line=line)
 
 
 def _make_root(path: Path) -> None:

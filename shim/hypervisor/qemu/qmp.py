@@ -91,7 +91,7 @@ class Decoder:
 def _parse(line: bytes) -> Message:
     try:
         message = json.loads(line)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise QmpProtocolError(f"QMP message is no JSON: {line[:80]!r}") from err
     match message:
         case {"QMP": {"version": {"qemu": {"major": major, "minor": minor, "micro": micro}}}}:
@@ -108,7 +108,7 @@ def _parse(line: bytes) -> Message:
 
 def _id(message: Json) -> int | None:
     value = message.get("id")
-    return value if isinstance(value, int) else None
+    return value if type(value) is int else None  # True is an int, too
 
 
 class QmpClient:
