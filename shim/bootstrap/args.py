@@ -71,7 +71,7 @@ def parse(argv: list[str]) -> Call:
     if not (call.info or call.version):
         for name, text in (("namespace", call.namespace), ("id", call.id)):
             if not text or "\0" in text:
-                raise InvalidArgument(f"flag -{name} is required: containerd is who runs this program")
+                raise InvalidArgument(f"flag -{name} is required; it is containerd that runs this program")
     return call
 
 
