@@ -52,24 +52,32 @@ class Agent(Protocol):
     async def reseed_random(self, entropy: bytes) -> None: ...
 
     async def create_sandbox(
-        self, sandbox_id: str, hostname: str, dns: Sequence[str], storages: Sequence[Storage],
-        *, shared_pidns: bool,
+        self,
+        sandbox_id: str,
+        hostname: str,
+        dns: Sequence[str],
+        storages: Sequence[Storage],
+        *,
+        shared_pidns: bool,
     ) -> None: ...
 
     async def destroy_sandbox(self) -> None: ...
 
     async def create_container(
-        self, container_id: str, spec: Mapping[str, Any], storages: Sequence[Storage], ports: StdioPorts,
-        *, sandbox_pidns: bool,
+        self,
+        container_id: str,
+        spec: Mapping[str, Any],
+        storages: Sequence[Storage],
+        ports: StdioPorts,
+        *,
+        sandbox_pidns: bool,
     ) -> None: ...
 
     async def start_container(self, container_id: str) -> None: ...
 
     async def remove_container(self, container_id: str) -> None: ...
 
-    async def exec_process(
-        self, ids: ProcessIds, process: Mapping[str, Any], ports: StdioPorts
-    ) -> None: ...
+    async def exec_process(self, ids: ProcessIds, process: Mapping[str, Any], ports: StdioPorts) -> None: ...
 
     async def signal_process(self, ids: ProcessIds, signal: int, *, everyone: bool) -> None:
         """Send a signal to one process, or to all of the container (`everyone`)."""

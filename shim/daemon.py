@@ -1,0 +1,258 @@
+"""The shim daemon: the one module that names concrete drivers, and the process around them.
+
+`start` has spawned us with a listening socket as fd 3, stderr on containerd's log FIFO, the bundle as working
+directory, in a session of our own. We serve until Shutdown finds no container left, or a signal asks us to
+stop; containerd may come and go meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shim.agent.api import Agent
+from shim.agent.kata import KataAgent
+from shim.bootstrap.args import Call, parse
+from shim.bootstrap.start import LISTEN_FD
+from shim.children import Child, spawn
+from shim.config.load import load
+from shim.config.model import Config
+from shim.errors import FailedPrecondition, Internal, InvalidArgument, ShimError
+from shim.hypervisor.api import VmSpec
+from shim.hypervisor.qemu.driver import QemuHypervisor
+from shim.log import Log
+from shim.record import Record, remove_run_dir
+from shim.rootfs.share import VirtiofsShare
+from shim.sandbox import Sandbox
+from shim.sandbox.guest import Limits
+from shim.sandbox.machine import Machine, Parts
+from shim.task.publisher import Publisher
+from shim.task.service import SERVICES, TaskService
+from shim.ttrpc.channel import Channel
+from shim.ttrpc.server import Server
+from shim.ttrpc.service import from_grpclib
+from shim.vsock.api import VsockDevice
+from shim.vsock.client import DeviceClient
+
+AGENT_PORT = 1024
+_LOG_FD = 2
+_DEVICE_FLUSH_S, _DEVICE_STOP_S = 2.0, 1.0
+_REMOVE_S = 5.0
+# So that the answer to Shutdown is on its way before the process ends.
+_ANSWER_S = 0.05
+_CLONE_NEWNS, _MS_REC, _MS_SLAVE = 0x20000, 0x4000, 0x80000  # <linux/sched.h>, <sys/mount.h>
+
+
+def main(argv: list[str]) -> int:
+    """Serve one sandbox; the exit status. `argv` is without the program's name. What goes wrong is in the
+    log."""
+    call = parse(argv)
+    try:
+        config: Config | ShimError = load()
+    except ShimError as error:
+        config = error  # the first Create says so: nobody sees more of us than that
+    level = config.log_level if isinstance(config, Config) else "info"
+    log = Log(_LOG_FD, "debug" if call.debug and level != "trace" else level, sandbox=call.id)
+    try:
+        isolate_mounts()
+        os.chdir("/")  # the bundle is containerd's to remove
+        asyncio.run(Daemon(call, config, log).serve())
+    except Exception as error:
+        log.error("the shim has failed", error=repr(error))
+        return 1
+    return 0
+
+
+def isolate_mounts() -> None:
+    """A mount namespace of our own, which takes what the host mounts and unmounts and gives nothing back:
+    what we mount is gone with us."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None):
+        raise Internal(f"mount namespace: {os.strerror(ctypes.get_errno())}")
+
+
+class Daemon:
+    """Wires everything up and runs it."""
+
+    def __init__(self, call: Call, config: Config | ShimError, log: Log) -> None:
+        self._call, self._config, self._log = call, config, log
+        self._listener = socket.socket(fileno=LISTEN_FD)
+        self._listener.setblocking(False)
+        self._path: str = self._listener.getsockname()
+        self._record = Record.create(call.namespace, call.id, f"unix://{self._path}")
+        self._record.add_process("daemon", os.getpid())
+        self._done = asyncio.Event()
+        self._ending: asyncio.Task[None] | None = None
+        address = os.environ.get("TTRPC_ADDRESS") or f"{call.address}.ttrpc"
+        self._publisher = Publisher(address, call.namespace, log)
+        self._sandbox = Sandbox(
+            call.id,
+            self._make_machine,
+            self._record,
+            self._publisher.publish,
+            limits=_limits(config),
+            log=log,
+        )
+
+    async def serve(self) -> None:
+        """Until the sandbox is shut down, by containerd or a signal. Nothing of it is left then."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGUSR1, self._dump_stacks)
+        service = TaskService(self._sandbox, on_shutdown=self._end)
+        server = Server([from_grpclib(service, name) for name in SERVICES], self._log, same_user=True)
+        await server.serve(self._listener)
+        self._log.info("the shim serves", pid=os.getpid())
+        await self._done.wait()
+        await server.aclose()
+
+    async def _end(self) -> None:
+        """The sandbox is down: leave nothing behind and let `serve` return. Idempotent."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._remove_traces(), name="end")
+        await asyncio.shield(self._ending)
+
+    async def _remove_traces(self) -> None:
+        # The socket goes first: a new container must not find a dying shim. Once the run directory is gone
+        # its name may be another shim's, so it goes last.
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+        await self._publisher.aclose()
+        try:
+            remove_run_dir(self._record.run_dir, time.monotonic() + _REMOVE_S)
+        except OSError as error:
+            self._log.error("the run directory stays behind", error=error)
+        self._log.info("the shim ends")
+        asyncio.get_running_loop().call_later(_ANSWER_S, self._done.set)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        self._log.info("stopping", signal=number.name)
+        self._stopping = asyncio.create_task(self._stop(), name="stop")
+
+    async def _stop(self) -> None:
+        await self._sandbox.aclose()
+        await self._end()
+
+    def _dump_stacks(self) -> None:
+        """Where every task and thread stands, for whoever asks with SIGUSR1."""
+        for task in asyncio.all_tasks():
+            frames = [f"{frame.f_code.co_qualname}:{frame.f_lineno}" for frame in task.get_stack()]
+            self._log.info("task", name=task.get_name(), at=" < ".join(reversed(frames)))
+        faulthandler.dump_traceback(_LOG_FD)
+
+    def _make_machine(self, spec: Mapping[str, Any]) -> Machine:
+        config = self._config
+        if isinstance(config, ShimError):
+            raise config
+        if not config.use_passfd_io:
+            raise InvalidArgument("use_passfd_io = false: stdio by the agent's RPCs is not supported")
+        run_dir = Path(self._record.run_dir)
+        parts = Parts(
+            hypervisor=QemuHypervisor(self._log, config.hypervisor),
+            device=VsockProcess(_beside_us("kata-py-vsock"), run_dir, self._log),
+            share=VirtiofsShare(run_dir, self._log, config.virtiofsd),
+            connect_agent=lambda device, timeout_s: connect_agent(device, timeout_s, config.agent_s),
+        )
+        port = config.passfd_listener_port
+        vm = VmSpec(
+            name=self._call.id,
+            run_dir=run_dir,
+            kernel=config.kernel,
+            initrd=config.initrd,
+            kernel_params=(f"agent.passfd_listener_port={port}", *config.kernel_params),
+            memory_mib=config.memory_mib,
+            vcpus=config.vcpus,
+            accelerator=config.accelerator,
+        )
+        return Machine(parts, vm, self._record, port=port, limits=_limits(config), log=self._log)
+
+
+def _limits(config: Config | ShimError) -> Limits:
+    if isinstance(config, ShimError):
+        return Limits()
+    return Limits(
+        boot_s=config.boot_s,
+        stream_s=config.agent_s,
+        drain_grace_s=config.drain_grace_s,
+        drain_limit_s=config.drain_limit_s,
+    )
+
+
+async def connect_agent(device: VsockDevice, timeout_s: float, call_s: float) -> Agent:
+    """The agent behind the device, retried for `timeout_s` while the guest boots; `call_s` for each call."""
+    return KataAgent(await Channel.connect(await device.connect(AGENT_PORT, timeout_s)), call_s)
+
+
+def _beside_us(name: str) -> Path:
+    """A program that was installed with this one."""
+    return Path(sys.argv[0]).resolve().parent / name
+
+
+class VsockProcess:
+    """The vsock device program, as a `sandbox.machine.DeviceProcess`."""
+
+    def __init__(self, program: Path, run_dir: Path, log: Log) -> None:
+        self._program, self._path, self._log = program, run_dir / "vsock.sock", log
+        self._vhost_user: socket.socket | None = None
+        self._child: Child | None = None
+
+    @property
+    def client(self) -> DeviceClient:
+        return DeviceClient(self._path)
+
+    @property
+    def vhost_user_fd(self) -> int:
+        if self._vhost_user is None:
+            raise FailedPrecondition("the vsock device was not started")
+        return self._vhost_user.fileno()
+
+    async def start(self) -> int:
+        # We make and bind the sockets, so both are there before the program has started.
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self._path))
+            listener.listen(128)
+            self._vhost_user, theirs = socket.socketpair()
+            log_fd = os.dup(_LOG_FD)
+            try:
+                argv = [str(self._program), "--vhost-user-fd", str(theirs.fileno())]
+                argv += ["--listen-fd", str(listener.fileno()), "--socket-path", str(self._path)]
+                argv += ["--log-fd", str(log_fd)]
+                fds = (theirs.fileno(), listener.fileno(), log_fd)
+                self._child = spawn(argv, pass_fds=fds, on_line=self._on_line)
+            finally:
+                theirs.close()
+                os.close(log_fd)
+        return self._child.pid
+
+    def handed_over(self) -> None:
+        if self._vhost_user is not None:
+            self._vhost_user.close()
+
+    async def wait(self) -> str:
+        if self._child is None:
+            raise FailedPrecondition("the vsock device was not started")
+        await self._child.wait()
+        return str(self._child.failure())
+
+    async def aclose(self) -> None:
+        self.handed_over()
+        if self._child is None:
+            return
+        # The VM is gone, which the device sees: it writes out what it holds and ends by itself.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DEVICE_FLUSH_S):
+                await self._child.wait()
+        await self._child.terminate(_DEVICE_STOP_S)
+
+    def _on_line(self, line: str) -> None:
+        self._log.warning("vsock device", line=line)

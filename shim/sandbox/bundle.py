@@ -1,0 +1,49 @@
+"""Read a bundle: the container's spec and what its rootfs is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shim import oci
+from shim.errors import InvalidArgument, NotFound
+from shim.rootfs.api import Mount
+
+# kubelet's and docker's resolv.conf are a few hundred bytes; a guest needs no more.
+_MAX_RESOLV_CONF = 16384
+
+
+def load(bundle: Path) -> dict[str, Any]:
+    """The spec in the bundle's config.json. NotFound or InvalidArgument, naming the file."""
+    path = bundle / "config.json"
+    try:
+        return oci.parse(path.read_bytes())
+    except OSError as error:
+        raise NotFound(f"{path}: {error.strerror}") from error
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{path}: {error}") from error
+
+
+def rootfs_mounts(bundle: Path, spec: Mapping[str, Any], given: Sequence[Mount]) -> tuple[Mount, ...]:
+    """The mounts that make the rootfs: those of the request, else the directory that the spec names
+    (`ctr run --rootfs`)."""
+    if given:
+        return tuple(given)
+    path = oci.text(oci.section(spec, "root"), "path")
+    if not path:
+        raise InvalidArgument(f"{bundle}: the spec names no root and the request has no rootfs mounts")
+    return (Mount(type="bind", source=str(bundle / path), options=("rbind", "rw")),)
+
+
+def resolv_conf(spec: Mapping[str, Any]) -> list[str]:
+    """The lines of the file that the spec mounts as /etc/resolv.conf; none if there is no such mount or
+    file."""
+    for mount in oci.objects(spec, "mounts"):
+        if mount.get("destination") == "/etc/resolv.conf" and oci.is_bind(mount):
+            try:
+                with open(oci.text(mount, "source"), encoding="utf-8", errors="replace") as file:
+                    return file.read(_MAX_RESOLV_CONF).splitlines()
+            except OSError:
+                return []  # the bind of the same file fails with the better message
+    return []

@@ -1,0 +1,336 @@
+"""One container: its init process, its execs, and the order in which their stories may be told.
+
+Order (containerd's consumers rely on it): a process's start before its exit; the exits of execs before the
+init's; each exit once. Every exit goes through `_exited`, which tells it once; `_watch` keeps the order.
+
+`_lock` covers create, start and delete of the container. State, Wait, Kill, CloseIO and execs take no lock:
+domain state changes on the event loop only, and `Process.advance` is one step."""
+
+from __future__ import annotations
+
+import asyncio
+import signal as signals
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shim.agent.api import ProcessIds
+from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ShimError, Unavailable, Unknown
+from shim.log import Log
+from shim.rootfs.api import Mount
+from shim.sandbox import bundle, transforms
+from shim.sandbox.background import Background
+from shim.sandbox.events import (
+    Emit,
+    ExecAdded,
+    ExecStarted,
+    ExitStatus,
+    TaskCreated,
+    TaskDeleted,
+    TaskExited,
+    TaskStarted,
+)
+from shim.sandbox.guest import Guest, Limits
+from shim.sandbox.process import Process
+from shim.sandbox.states import Event, State, advance
+from shim.stdio.uri import Stdio
+
+KILLED = 128 + signals.SIGKILL
+_UNKNOWN_CODE = 255
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """What containerd asks for: `bundle` is a directory, `rootfs` may be empty."""
+
+    id: str
+    bundle: Path
+    rootfs: tuple[Mount, ...]
+    stdio: Stdio
+
+
+class Container:
+    """Owned by a sandbox. Requests are methods that raise `errors.ShimError`; `vm_died` is the one thing it
+    is told."""
+
+    def __init__(
+        self, request: CreateRequest, emit: Emit, background: Background, limits: Limits, log: Log
+    ) -> None:
+        self.id, self.request = request.id, request
+        self.init = Process(ProcessIds(request.id), request.stdio, State.CREATING)
+        self.execs: dict[str, Process] = {}
+        self._emit, self._background, self._limits = emit, background, limits
+        self._log = log.bind(container=request.id)
+        self._lock = asyncio.Lock()
+        self._guest: Guest | None = None
+        self._made = AsyncExitStack()  # undoes what create has made
+        self._vm_died = asyncio.Event()
+
+    # -- create, start, delete -------------------------------------------------------------------------------
+
+    async def create(self, boot: Callable[[Mapping[str, Any]], Awaitable[Guest]]) -> int:
+        """Make it in the guest; the pid that stands for it. On an error all of it is undone."""
+        async with self._lock, AsyncExitStack() as stack:
+            stack.callback(self.init.fail)
+            spec = bundle.load(self.request.bundle)
+            rootfs = bundle.rootfs_mounts(self.request.bundle, spec, self.request.rootfs)
+            if skipped := transforms.host_hooks(spec):
+                self._log.warning("hooks of the host are not run", hooks=",".join(skipped))
+            guest = await boot(spec)
+            stack.push_async_callback(self._quietly, "unshare", lambda: guest.share.remove(self.id))
+            root = await guest.share.mount_rootfs(self.id, rootfs)
+            shared = {}
+            for source, read_only in transforms.shared_binds(spec):
+                path = self.request.bundle / source
+                shared[source, read_only] = await guest.share.bind(self.id, path, read_only=read_only)
+            guest_spec = transforms.guest_spec(
+                spec,
+                root=root,
+                shared=shared,
+                bundle=str(self.request.bundle),
+                kind=transforms.container_kind(spec),
+            )
+            stack.callback(self.init.close_streams)
+            ports = await self.init.attach(guest, self._limits, hold_stdin=False)
+            stack.push_async_callback(self._remove_from_guest, guest)
+            await guest.agent.create_container(
+                self.id, guest_spec, (), ports, sandbox_pidns=transforms.shares_pidns(spec)
+            )
+            self._guest = guest
+            self.init.advance(Event.CREATED)
+            self._emit(
+                TaskCreated(
+                    self.id, str(self.request.bundle), self.request.rootfs, self.init.stdio, guest.pid
+                )
+            )
+            self._background.spawn(self._watch(self.init), f"watch {self.id}")
+            self._made = stack.pop_all()
+            return guest.pid
+
+    async def start(self) -> int:
+        """Run the init process."""
+        async with self._lock:
+            guest = self._booted()
+            self.init.advance(Event.START)
+            try:
+                self.init.hold_stdin()
+                await self._resize_now(guest, self.init)
+                await guest.agent.start_container(self.id)
+            except BaseException:
+                self.init.fail()
+                raise
+            self.init.advance(Event.STARTED)
+            self._emit(TaskStarted(self.id, guest.pid))
+            return guest.pid
+
+    async def delete(self) -> ExitStatus:
+        """Remove it from guest and share. Only when it does not run; one that was never started is killed."""
+        async with self._lock:
+            if self.init.state is State.CREATED:
+                await self._kill_created()
+            advance(self.init.state, Event.DELETE)
+            await self._made.aclose()
+            for process in self.execs.values():
+                process.fail()
+                process.close_streams()
+            self.init.advance(Event.DELETE)
+            assert self.init.exit is not None
+            self._emit(TaskDeleted(self.id, self.pid, self.init.exit))
+            return self.init.exit
+
+    async def _kill_created(self) -> None:
+        try:
+            await self._booted().agent.signal_process(self.init.ids, signals.SIGKILL, everyone=True)
+            await asyncio.wait_for(self.init.wait(), self._limits.exec_exit_s)
+        except (ShimError, TimeoutError) as error:
+            self._log.warning("a container that was never started did not end when killed", error=error)
+            self._exited(self.init, KILLED)
+
+    # -- execs -----------------------------------------------------------------------------------------------
+
+    def add_exec(self, exec_id: str, stdio: Stdio, spec: Mapping[str, Any]) -> None:
+        """Register a process; nothing is opened or started."""
+        if not exec_id or exec_id in self.execs or exec_id == self.id:
+            raise AlreadyExists(f"id {exec_id}: already exists")
+        if self.init.state is State.CREATING:
+            raise FailedPrecondition("container must be created: failed precondition")
+        if self.init.state not in (State.CREATED, State.STARTING, State.RUNNING):
+            raise Unknown("cannot exec in a stopped state")
+        ids = ProcessIds(self.id, exec_id)
+        self.execs[exec_id] = Process(ids, stdio, State.CREATED, transforms.guest_process(spec))
+        self._emit(ExecAdded(self.id, exec_id))
+
+    async def start_exec(self, exec_id: str) -> int:
+        process = self.process(exec_id)
+        if self.init.state is not State.RUNNING:
+            raise FailedPrecondition(f"container {self.id} init process is not running: failed precondition")
+        guest = self._booted()
+        process.advance(Event.START)
+        try:
+            ports = await process.attach(guest, self._limits, hold_stdin=True)
+            await guest.agent.exec_process(process.ids, process.spec, ports)
+        except BaseException:
+            process.fail()
+            raise
+        process.advance(Event.STARTED)
+        self._emit(ExecStarted(self.id, exec_id, guest.pid))
+        self._background.spawn(self._watch(process), f"watch {self.id} {exec_id}")
+        if process.exit is None:
+            await self._resize_now(guest, process)
+        return guest.pid
+
+    def delete_exec(self, exec_id: str) -> ExitStatus:
+        process = self.process(exec_id)
+        if process.state is State.CREATED:
+            process.fail()
+        process.advance(Event.DELETE)
+        process.close_streams()
+        del self.execs[exec_id]
+        assert process.exit is not None
+        return process.exit
+
+    # -- while it runs ---------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The VMM's pid; 0 before the sandbox has booted."""
+        return self._guest.pid if self._guest else 0
+
+    def process(self, exec_id: str) -> Process:
+        """The init process for "" (or the container's own id), else the exec; NotFound."""
+        if exec_id in ("", self.id):
+            return self.init
+        try:
+            return self.execs[exec_id]
+        except KeyError:
+            raise NotFound(f"process does not exist {exec_id}: not found") from None
+
+    async def kill(self, exec_id: str, signal: int, *, everyone: bool) -> None:
+        process = self.process(exec_id)
+        if process.exit is not None:
+            raise NotFound("process already finished: not found")
+        if process.state is State.CREATING or (process is not self.init and process.state is State.CREATED):
+            raise FailedPrecondition("process not created: failed precondition")
+        await process.settled()  # a signal that overtakes the start would find nobody
+        if process.exit is not None:
+            raise NotFound("process already finished: not found")
+        try:
+            await self._booted().agent.signal_process(
+                process.ids, signal, everyone=everyone and process is self.init
+            )
+        except NotFound as error:
+            raise NotFound("process already finished: not found") from error
+
+    async def resize(self, exec_id: str, rows: int, columns: int) -> None:
+        """A size that comes before the process does is kept for it."""
+        process = self.process(exec_id)
+        if not process.stdio.terminal:
+            return
+        if process.exit is not None:
+            raise Unknown("cannot resize a stopped container")
+        if process.state is State.RUNNING:
+            await self._booted().agent.resize_tty(process.ids, rows, columns)
+        else:
+            process.size = (rows, columns)
+
+    def close_stdin(self, exec_id: str) -> None:
+        """The client has written all of its input. Returns at once; see `Process.close_stdin`."""
+        process = self.process(exec_id)
+        self._background.spawn(process.close_stdin(), f"close stdin {self.id} {exec_id}")
+
+    def vm_died(self) -> None:
+        """Nothing runs any more: tell every exit now. What is being started fails by itself."""
+        self._vm_died.set()
+        self._end_execs()
+        if self.init.state in (State.CREATED, State.RUNNING):
+            self._exited(self.init, KILLED)
+
+    # -- how processes end -----------------------------------------------------------------------------------
+
+    async def _watch(self, process: Process) -> None:
+        """Until `process` has ended and its output is where it belongs; then tell it."""
+        code = await self._exit_code(process)
+        await process.settled()
+        if process.exit is not None:
+            return
+        if not await process.drain(self._limits):
+            self._log.warning("output is still held back after the exit", exec=process.ids.exec_id)
+        if process is self.init:
+            await self._outlive_execs()
+        self._exited(process, code)
+
+    async def _exit_code(self, process: Process) -> int:
+        try:
+            return await self._booted().agent.wait_process(process.ids)
+        except ShimError as error:
+            if process.exit is None:
+                self._log.warning("lost track of a process", exec=process.ids.exec_id, error=error)
+            if isinstance(error, Unavailable):
+                try:
+                    await asyncio.wait_for(self._vm_died.wait(), self._limits.post_mortem_s)
+                    return KILLED
+                except TimeoutError:
+                    pass
+            return _UNKNOWN_CODE
+
+    async def _outlive_execs(self) -> None:
+        """The kernel has killed the execs with their pid namespace's init, or else we do (a shared one)."""
+        if await self._execs_ended():
+            return
+        try:
+            await self._booted().agent.signal_process(self.init.ids, signals.SIGKILL, everyone=True)
+        except ShimError as error:
+            self._log.warning("cannot kill what the container left behind", error=error)
+        if not await self._execs_ended():
+            self._log.warning("execs have not ended with their container")
+        self._end_execs()
+
+    async def _execs_ended(self) -> bool:
+        live = [process for process in self.execs.values() if process.live]
+        if not live:
+            return True
+        waits = [asyncio.ensure_future(process.wait()) for process in live]
+        try:
+            _, pending = await asyncio.wait(waits, timeout=self._limits.exec_exit_s)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return not pending
+
+    def _end_execs(self) -> None:
+        for process in self.execs.values():
+            if process.state is State.CREATED:
+                process.fail()  # it can never be started now
+            elif process.state is State.RUNNING:
+                self._exited(process, KILLED)
+
+    def _exited(self, process: Process, code: int) -> None:
+        if process.exit is None:
+            status = process.finish(code)
+            self._emit(TaskExited(self.id, process.ids.exec_id or self.id, self.pid, status))
+
+    # -- small steps -----------------------------------------------------------------------------------------
+
+    def _booted(self) -> Guest:
+        if self._guest is None:
+            raise FailedPrecondition("container must be created: failed precondition")
+        return self._guest
+
+    async def _resize_now(self, guest: Guest, process: Process) -> None:
+        if process.size is not None and process.stdio.terminal:
+            await self._quietly(
+                "resize", lambda: guest.agent.resize_tty(process.ids, *process.size or (0, 0))
+            )
+
+    async def _remove_from_guest(self, guest: Guest) -> None:
+        if not self._vm_died.is_set():
+            await self._quietly("remove container", lambda: guest.agent.remove_container(self.id))
+
+    async def _quietly(self, what: str, act: Callable[[], Awaitable[None]]) -> None:
+        """A clean-up that fails is logged and hides nothing."""
+        try:
+            await act()
+        except (ShimError, OSError) as error:
+            self._log.warning("clean-up failed", step=what, error=error)

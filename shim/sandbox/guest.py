@@ -1,0 +1,39 @@
+"""What a container needs of the booted sandbox: the values, not the sandbox itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shim.agent.api import Agent
+from shim.rootfs.api import RootfsShare
+from shim.vsock.api import VsockDevice
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long things may take, in seconds.
+
+    `drain_grace_s` is how long output may stand still after its process has ended before the exit is told,
+    `drain_limit_s` how long it may go on flowing.
+    """
+
+    boot_s: float = 60.0
+    stream_s: float = 10.0
+    drain_grace_s: float = 2.0
+    drain_limit_s: float = 30.0
+    # For what must end because its container's init process has: the guest kernel kills it, then we do.
+    exec_exit_s: float = 3.0
+    # How long to look for the reason when the agent is lost: the VM's death is seen a moment later.
+    post_mortem_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A booted guest. `pid` is the VMM's, which stands for every process in the guest; `port` takes
+    streams."""
+
+    agent: Agent
+    device: VsockDevice
+    share: RootfsShare
+    pid: int
+    port: int

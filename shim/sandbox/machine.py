@@ -1,0 +1,227 @@
+"""The VM and its companions: brought up as one, watched as one, torn down as one.
+
+    share (virtiofsd) ─┐
+    device (vsock)    ─┼─ started together with the hypervisor, plugged in while the CPUs stand still
+    hypervisor        ─┘
+    agent                 connected once the CPUs run
+
+Any of the first three that ends takes the rest with it: a guest without its disk or its control connection is
+no use to anybody. What was started is in one exit stack, so a boot that fails at any step undoes the earlier
+ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from shim.agent.api import Agent, Storage
+from shim.errors import DeadlineExceeded, ShimError, Unavailable, from_status
+from shim.hypervisor.api import Hypervisor, VhostUserFs, VhostUserVsock, VmSpec
+from shim.log import Log
+from shim.record import Record
+from shim.rootfs.api import RootfsShare
+from shim.sandbox.background import Background
+from shim.sandbox.guest import Guest, Limits
+from shim.sandbox.transforms import SANDBOX_SHM
+from shim.vsock.api import VsockDevice
+
+# Where the agent mounts the share (kata-streaming §5.3); the share's guest paths are below it.
+SHARED_DIR = "/run/kata-containers/shared/containers/"
+_SHM_STORAGE = Storage(
+    driver="ephemeral",
+    source="shm",
+    fstype="tmpfs",
+    mount_point=SANDBOX_SHM,
+    options=("noexec", "nosuid", "nodev", "mode=1777", "size=67108864"),
+)
+_ENTROPY_BYTES = 512
+
+T = TypeVar("T")
+
+
+class DeviceProcess(Protocol):
+    """The vsock device program of one VM."""
+
+    async def start(self) -> int:
+        """Run it; the pid."""
+
+    @property
+    def vhost_user_fd(self) -> int:
+        """Our end of its vhost-user connection, for the hypervisor."""
+
+    def handed_over(self) -> None:
+        """The hypervisor has its copy of `vhost_user_fd`: close ours, so that the device sees the VM's
+        end."""
+
+    @property
+    def client(self) -> VsockDevice: ...
+
+    async def wait(self) -> str:
+        """Until it has ended; says how. Any number of callers."""
+
+    async def aclose(self) -> None:
+        """Let it write out what it holds, then end it. Idempotent, also before `start`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The drivers of one VM, none of them started, and how to reach the agent (device, seconds)."""
+
+    hypervisor: Hypervisor
+    device: DeviceProcess
+    share: RootfsShare
+    connect_agent: Callable[[VsockDevice, float], Awaitable[Agent]]
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSettings:
+    """What the guest's agent is told of the sandbox."""
+
+    sandbox_id: str
+    hostname: str
+    dns: Sequence[str]
+
+
+class Machine:
+    """One VM, started once. `died` is set as soon as a part of it has ended by itself, or boot has failed."""
+
+    def __init__(
+        self, parts: Parts, spec: VmSpec, record: Record, *, port: int, limits: Limits, log: Log
+    ) -> None:
+        self._parts, self._spec, self._port = parts, spec, port
+        self._record, self._limits, self._log = record, limits, log
+        self._stack = AsyncExitStack()
+        self._background = Background(log)
+        self._stopping: asyncio.Task[None] | None = None
+        self.died = asyncio.Event()
+        self.reason = ""
+
+    async def start(self, settings: SandboxSettings) -> Guest:
+        """Boot. On an error nothing is left running, and the message ends with the guest's last words."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._limits.boot_s):
+                guest = await self._unless_died(self._boot(settings))
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"the sandbox was not up after {self._limits.boot_s:g} s{await self._last_words()}"
+            ) from error
+        except ShimError as error:
+            raise from_status(error.code, f"sandbox boot: {error}{await self._last_words()}") from error
+        except BaseException:
+            await self.stop()
+            raise
+        self._log.info("sandbox is up", seconds=f"{time.monotonic() - began:.3f}", vmm=guest.pid)
+        return guest
+
+    async def stop(self) -> None:
+        """End all of it: agent, VM, device (after it has flushed), share. Idempotent; errors are logged."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(), name="stop machine")
+        await asyncio.shield(self._stopping)
+
+    async def _boot(self, settings: SandboxSettings) -> Guest:
+        parts = self._parts
+        # Undone in reverse: the VM first, then the device, which still writes out what the VM has sent.
+        self._undo("share", parts.share.aclose)
+        self._undo("device", parts.device.aclose)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._start_share())
+            group.create_task(self._start_device())
+            group.create_task(self._start_vm())
+        await parts.hypervisor.add_device(VhostUserVsock("vsock0", parts.device.vhost_user_fd))
+        parts.device.handed_over()
+        await parts.hypervisor.add_device(VhostUserFs("share0", parts.share.tag, parts.share.socket))
+        await parts.hypervisor.resume()
+        agent = await parts.connect_agent(parts.device.client, self._limits.boot_s)
+        self._undo("agent", agent.aclose)
+        version = await agent.check()
+        self._log.debug("agent answers", version=version)
+        await agent.set_guest_date_time(time.time_ns())
+        await agent.reseed_random(os.urandom(_ENTROPY_BYTES))
+        share = Storage("virtio-fs", parts.share.tag, "virtiofs", SHARED_DIR, ("nodev",))
+        await agent.create_sandbox(
+            settings.sandbox_id, settings.hostname, settings.dns, (share, _SHM_STORAGE), shared_pidns=False
+        )
+        return Guest(agent, parts.device.client, parts.share, parts.hypervisor.pid, self._port)
+
+    async def _start_share(self) -> None:
+        await self._parts.share.start()
+        self._watch("virtiofsd", self._parts.share.wait)
+
+    async def _start_device(self) -> None:
+        self._record.add_process("vsock device", await self._parts.device.start())
+        self._watch("the vsock device", self._parts.device.wait)
+
+    async def _start_vm(self) -> None:
+        await self._parts.hypervisor.start(self._spec)
+        self._undo("hypervisor", self._stop_vm)
+        self._record.add_process("hypervisor", self._parts.hypervisor.pid)
+        self._watch("the VM", self._vm_exit)
+
+    async def _stop_vm(self) -> None:
+        exit_ = await self._parts.hypervisor.stop()
+        self.reason = self.reason or exit_.reason
+
+    async def _vm_exit(self) -> str:
+        return (await self._parts.hypervisor.wait()).reason
+
+    # -- death -----------------------------------------------------------------------------------------------
+
+    def _watch(self, name: str, wait: Callable[[], Awaitable[str]]) -> None:
+        async def watch() -> None:
+            how = await wait()
+            if self._stopping is None:
+                self._log.error("part of the sandbox has ended", part=name, how=how)
+                self.reason = self.reason or f"{name} has ended: {how}"
+                self.died.set()
+
+        self._background.spawn(watch(), f"watch {name}")
+
+    async def _unless_died(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, or Unavailable as soon as a part of the machine has ended."""
+        task = asyncio.create_task(work, name="boot")
+        died = asyncio.create_task(self.died.wait(), name="boot watch")
+        try:
+            await asyncio.wait([task, died], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise Unavailable(self.reason)
+            return task.result()
+        except BaseExceptionGroup as group:  # several parts failed to start: the first says enough
+            raise _first(group) from group
+        finally:
+            task.cancel()
+            died.cancel()
+            await asyncio.wait([task, died])
+
+    async def _last_words(self) -> str:
+        """Stop what runs; what the VMM and the guest's console said, for an error message."""
+        said = self.reason
+        await self.stop()
+        return f": {self.reason}" if self.reason and self.reason != said else ""
+
+    def _undo(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
+        async def quietly() -> None:
+            try:
+                await act()
+            except (ShimError, OSError) as error:
+                self._log.warning("clean-up failed", step=name, error=error)
+
+        self._stack.push_async_callback(quietly)
+
+    async def _stop(self) -> None:
+        await self._stack.aclose()
+        await self._background.aclose()
+        self.died.set()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

@@ -1,0 +1,111 @@
+"""One process in the guest, as the host knows it: state, stdio, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from shim.agent.api import ProcessIds, StdioPorts
+from shim.sandbox import states
+from shim.sandbox.events import ExitStatus
+from shim.sandbox.guest import Guest, Limits
+from shim.sandbox.states import Event, State
+from shim.stdio import uri
+from shim.stdio.attach import Streams, attach
+from shim.stdio.uri import Stdio
+
+# What Wait answers for a process that never ran.
+_NEVER_RAN = 255
+
+
+class Process:
+    """The init process of a container (exec_id "") or an exec. Touched on the event loop only.
+
+    `spec` is the OCI process of an exec; an init's is in its container's spec.
+    """
+
+    def __init__(
+        self, ids: ProcessIds, stdio: Stdio, state: State, spec: Mapping[str, Any] | None = None
+    ) -> None:
+        self.ids, self.stdio, self.state, self.spec = ids, stdio, state, spec or {}
+        self.exit: ExitStatus | None = None
+        self.size: tuple[int, int] | None = None  # rows and columns asked for before there was a terminal
+        self._endpoints = uri.parse(stdio)
+        self._streams: Streams | None = None
+        self._stdin_closed = False
+        self._ended = asyncio.Event()
+        self._settled = asyncio.Event()  # unset while STARTING
+        self._settled.set()
+
+    @property
+    def live(self) -> bool:
+        """Whether a process may exist in the guest that has not been seen to end."""
+        return self.state in (State.STARTING, State.RUNNING)
+
+    def advance(self, event: Event) -> None:
+        """Change the state, or raise as `states.advance`."""
+        self.state = states.advance(self.state, event)
+        if self.state is State.STARTING:
+            self._settled.clear()
+        else:
+            self._settled.set()
+
+    async def settled(self) -> None:
+        """Until it is not STARTING."""
+        await self._settled.wait()
+
+    def finish(self, code: int) -> ExitStatus:
+        """It has ended with `code`; waiters are answered. Only once, in CREATED or RUNNING."""
+        self.advance(Event.EXIT)
+        return self._end(code)
+
+    def fail(self) -> None:
+        """It never ran; waiters are answered, streams closed. Nothing happens if it ended or failed
+        before."""
+        if self.exit is None and self.state is not State.DELETED:
+            self.advance(Event.FAIL)
+            self._end(_NEVER_RAN)
+            self.close_streams()
+
+    def _end(self, code: int) -> ExitStatus:
+        self.exit = ExitStatus(code, time.time_ns())
+        self._ended.set()
+        if self._streams is not None:
+            self._streams.release_stdin()
+        return self.exit
+
+    async def wait(self) -> ExitStatus:
+        """Until it has ended; any number of callers, also afterwards."""
+        await self._ended.wait()
+        assert self.exit is not None
+        return self.exit
+
+    async def attach(self, guest: Guest, limits: Limits, *, hold_stdin: bool) -> StdioPorts:
+        """Hand its stdio to the device."""
+        self._streams = await attach(
+            guest.device, guest.port, self._endpoints, limits.stream_s, hold_stdin=hold_stdin
+        )
+        if self._stdin_closed:
+            await self._streams.close_stdin()
+        return self._streams.ports
+
+    def hold_stdin(self) -> None:
+        if self._streams is not None:
+            self._streams.hold_stdin()
+
+    async def close_stdin(self) -> None:
+        """Legal at any time: before there are streams it is remembered, without stdin it is nothing."""
+        self._stdin_closed = True
+        if self._streams is not None:
+            await self._streams.close_stdin()
+
+    async def drain(self, limits: Limits) -> bool:
+        if self._streams is None:
+            return True
+        return await self._streams.drained(limits.drain_grace_s, limits.drain_limit_s)
+
+    def close_streams(self) -> None:
+        if self._streams is not None:
+            self._streams.close()

@@ -1,0 +1,161 @@
+"""The sandbox: one VM and its containers, from the first Create to Shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shim import oci
+from shim.errors import AlreadyExists, NotFound, ShimError, Unavailable
+from shim.log import Log
+from shim.record import Record
+from shim.sandbox import bundle
+from shim.sandbox.background import Background
+from shim.sandbox.container import Container, CreateRequest
+from shim.sandbox.events import Emit, ExitStatus
+from shim.sandbox.guest import Guest, Limits
+from shim.sandbox.machine import Machine, SandboxSettings
+
+# Linux: __NEW_UTS_LEN
+_MAX_HOSTNAME = 64
+
+
+class Sandbox:
+    """Everything a shim serves. The first container boots the VM, which `make_machine` makes by that
+    container's spec (or raises why it cannot); a boot that failed is not tried again.
+
+    Create, start and delete run to their end even if the caller goes away; State and the like only look.
+    """
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        make_machine: Callable[[Mapping[str, Any]], Machine],
+        record: Record,
+        emit: Emit,
+        *,
+        limits: Limits,
+        log: Log,
+    ) -> None:
+        self.id = sandbox_id
+        self.containers: dict[str, Container] = {}
+        self._make_machine, self._record, self._emit = make_machine, record, emit
+        self._limits, self._log = limits, log
+        self._background = Background(log)
+        self._creating: dict[str, asyncio.Task[int]] = {}
+        self._machine: Machine | None = None
+        self._boot: asyncio.Task[Guest] | None = None
+        self._closed = False
+
+    def container(self, container_id: str) -> Container:
+        """NotFound in the words of runc's shim."""
+        try:
+            return self.containers[container_id]
+        except KeyError:
+            raise NotFound("container not created: not found") from None
+
+    async def create(self, request: CreateRequest) -> int:
+        """Make a container, with the VM if it is the first; the VMM's pid. While this runs the container is
+        known and in state CREATING; when it fails it is forgotten."""
+        if self._closed:
+            raise Unavailable("the sandbox is shutting down")
+        if request.id in self.containers:
+            raise AlreadyExists(f"id {request.id}: already exists")
+        container = Container(request, self._emit, self._background, self._limits, self._log)
+        self.containers[request.id] = container
+        task = self._background.spawn(self._create(container), f"create {request.id}")
+        self._creating[request.id] = task
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # by `delete`: the caller of Create has given up and learns nothing new
+                raise NotFound("container not created: deleted while it was being created") from None
+            raise
+
+    async def _create(self, container: Container) -> int:
+        try:
+            pid = await container.create(self._booted)
+            self._record.set_container(container.id, pid)
+            return pid
+        except BaseException:
+            del self.containers[container.id]
+            raise
+        finally:
+            del self._creating[container.id]
+
+    async def start(self, container_id: str, exec_id: str) -> int:
+        container = self.container(container_id)
+        work = container.start_exec(exec_id) if exec_id else container.start()
+        return await self._background.finish(work, f"start {container_id} {exec_id}")
+
+    async def delete(self, container_id: str, exec_id: str) -> tuple[int, ExitStatus]:
+        """The pid and exit status of what was deleted. A container that is being created is given up: its
+        Create is cancelled and undone, and this raises NotFound."""
+        container = self.container(container_id)
+        if exec_id:
+            return container.pid, container.delete_exec(exec_id)
+        if (creating := self._creating.get(container_id)) is not None:
+            creating.cancel()
+            await asyncio.wait([creating])
+            self.container(container_id)
+        return await self._background.finish(self._delete(container), f"delete {container_id}")
+
+    async def _delete(self, container: Container) -> tuple[int, ExitStatus]:
+        status = await container.delete()
+        if self.containers.get(container.id) is container:
+            del self.containers[container.id]
+            self._record.forget_container(container.id)
+        return container.pid, status
+
+    async def shutdown(self) -> bool:
+        """End the VM if there are no containers; False (and nothing happens) if there are. Idempotent."""
+        if self.containers:
+            return False
+        await self.aclose()
+        return True
+
+    async def aclose(self) -> None:
+        """End everything: processes count as killed, the VM and its companions go. Idempotent."""
+        self._closed = True
+        for container in self.containers.values():
+            container.vm_died()
+        if self._boot is not None and not self._boot.done():
+            self._boot.cancel()
+            await asyncio.wait([self._boot])
+        if self._machine is not None:
+            await self._machine.stop()
+        await self._background.aclose()
+
+    # -- the VM ----------------------------------------------------------------------------------------------
+
+    async def _booted(self, spec: Mapping[str, Any]) -> Guest:
+        """The booted guest; `spec` is of the container that wants it and shapes the sandbox if it is the
+        first."""
+        if self._machine is not None and self._machine.died.is_set():
+            raise Unavailable(f"the sandbox has died: {self._machine.reason or 'boot failed'}")
+        if self._boot is None:
+            self._boot = self._background.spawn(self._boot_and_watch(spec), "boot")
+        return await asyncio.shield(self._boot)
+
+    async def _boot_and_watch(self, spec: Mapping[str, Any]) -> Guest:
+        settings = SandboxSettings(
+            sandbox_id=self.id,
+            hostname=oci.text(spec, "hostname")[:_MAX_HOSTNAME],
+            dns=bundle.resolv_conf(spec),
+        )
+        try:
+            machine = self._machine = self._make_machine(spec)
+            guest = await machine.start(settings)
+        except ShimError as error:
+            self._log.error("boot failed", error=error)
+            raise
+        self._background.spawn(self._watch_death(machine), "watch the sandbox")
+        return guest
+
+    async def _watch_death(self, machine: Machine) -> None:
+        await machine.died.wait()
+        for container in self.containers.values():
+            container.vm_died()
+        # What is left of it (a VM without its disk, say) goes too; calls to the agent fail from here on.
+        await machine.stop()

@@ -1,0 +1,83 @@
+"""Open containerd's FIFOs in the one order that neither blocks nor fails nor loses bytes.
+
+stdout, stderr   our own read end first, kept until Delete, then the write end that the device gets. With a
+reader
+                 of ours the open cannot fail with ENXIO, a client that detaches is no EPIPE, and what a short
+                 process wrote waits in the FIFO for a client that opens late.
+stdin            the read end that the device gets; then, to keep a detaching client from being taken for the
+                 end of input, a write end of ours (`hold_input`). When to take it is a decision of the
+                 caller, see `attach`.
+
+Everything is opened with O_NONBLOCK, so nothing here can block the event loop. Each descriptor comes from its
+own open(): the device sets O_NONBLOCK and offsets belong to the open file description. What is not a FIFO
+(/dev/null, a file) is opened as it is, appending."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from shim.errors import Internal, InvalidArgument, NotFound, ShimError
+
+_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+def open_input(path: str) -> int:
+    """The read end of a stdin FIFO. NotFound, InvalidArgument or Internal, naming the path."""
+    return _open(path, os.O_RDONLY)
+
+
+def hold_input(path: str) -> int | None:
+    """A write end that keeps the stdin FIFO from ending; None when there is nothing to hold: its reader is
+    gone already, or it is not a FIFO."""
+    try:
+        fd = os.open(path, os.O_WRONLY | _FLAGS)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EROFS, errno.ETXTBSY):
+            return None
+        raise _translated(error, path) from error
+    if _is_fifo(fd):
+        return fd
+    os.close(fd)
+    return None
+
+
+def open_output(path: str) -> tuple[int | None, int]:
+    """Our own read end of a stdout or stderr FIFO (None for what is not a FIFO) and the write end to hand on.
+    Raises as `open_input`."""
+    keeper: int | None = None
+    try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            keeper = os.open(path, os.O_RDONLY | _FLAGS)
+        return keeper, _open(path, os.O_WRONLY | os.O_APPEND)
+    except OSError as error:
+        raise _translated(error, path) from error
+    except ShimError:
+        if keeper is not None:
+            os.close(keeper)
+        raise
+
+
+def _open(path: str, flags: int) -> int:
+    try:
+        fd = os.open(path, flags | _FLAGS)
+    except OSError as error:
+        raise _translated(error, path) from error
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidArgument(f"stdio {path}: is a directory")
+    return fd
+
+
+def _is_fifo(fd: int) -> bool:
+    return stat.S_ISFIFO(os.fstat(fd).st_mode)
+
+
+def _translated(error: OSError, path: str) -> ShimError:
+    text = f"stdio {path}: {error.strerror}"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return NotFound(text)
+    if error.errno in (errno.EISDIR, errno.ENXIO, errno.ENAMETOOLONG, errno.ELOOP):
+        return InvalidArgument(text)  # ENXIO: a Unix socket's file
+    return Internal(text)
