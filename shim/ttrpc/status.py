@@ -19,7 +19,7 @@ def from_exception(error: BaseException) -> tuple[int, str]:
         grpc = getattr(error, "status", None)
         value = getattr(grpc, "value", None)
         if isinstance(value, int) and value:
-            code, message = value, getattr(error, "message", None) or getattr(grpc, "name", "")
+            code, message = value, str(getattr(error, "message", None) or getattr(grpc, "name", ""))
     # A path with undecodable bytes must not make the error itself impossible to send.
     return code, (message or type(error).__name__).encode(errors="backslashreplace").decode()
 
