@@ -80,9 +80,9 @@ class Ctr:
         rootfs, container = more.pop("rootfs", None), container or self.new_id()
         return self(*self.run_args(container, *command, options=options, rootfs=rootfs), **more)
 
-    def detached(self, *command: str, options: Sequence[str] = (), container: str | None = None) -> str:
+    def detached(self, *command: str, options: Sequence[str] = ()) -> str:
         """`ctr run -d`: the id of a container that runs `command`. Its stdio has no reader until an attach."""
-        container = container or self.new_id()
+        container = self.new_id()
         self(*self.run_args(container, *command, options=["-d", *options])).ok()
         return container
 

@@ -96,7 +96,7 @@ def test_a_stopped_task_keeps_its_status_until_it_is_removed(ctr: Ctr) -> None:
 
 
 def test_misuse_is_answered_with_the_right_status(ctr: Ctr) -> None:
-    """The codes are gRPC's: 5 not found, 6 already exists, 9 failed precondition, 2 unknown, 12 unimplemented."""
+    """The codes are gRPC's: 0 is fine, 5 not found, 12 unimplemented."""
     container = ctr.detached("sleep", "1000", options=["--null-io"])
     with Task(ctr.daemon.shim_address(container), service=shim_service(ctr)) as task:
         state = task.call("State", f1=container)
