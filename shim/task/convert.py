@@ -31,7 +31,7 @@ from shim.sandbox import (
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-STATUS: Mapping[State, Status] = {
+STATUS: Mapping[State, int] = {  # of `Status`, whose members type checkers take for ints
     State.CREATING: Status.CREATED,
     State.CREATED: Status.CREATED,
     State.STARTING: Status.CREATED,
@@ -69,7 +69,7 @@ def state_response(container: Container, exec_id: str) -> v2.StateResponse:
         id=process.ids.exec_id or container.id,
         bundle=str(container.request.bundle),
         pid=container.pid if process is container.init or process.state is not State.CREATED else 0,
-        status=STATUS[process.state],
+        status=Status(STATUS[process.state]),
         stdin=process.stdio.stdin,
         stdout=process.stdio.stdout,
         stderr=process.stdio.stderr,
