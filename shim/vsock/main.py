@@ -43,7 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     for number in (_signal.SIGTERM, _signal.SIGINT):
         _signal.signal(number, lambda *_: os.eventfd_write(stop_fd, 1))
-    return Backend(front_fd, listen_fd, stop_fd, path=path, guest_cid=guest_cid, log=log).run()
+    exit_code = Backend(front_fd, listen_fd, stop_fd, path=path, guest_cid=guest_cid, log=log).run()
+    for number in (_signal.SIGTERM, _signal.SIGINT):
+        # the interpreter gives handlers up before it exits: a signal then would change the exit code
+        _signal.signal(number, _signal.SIG_IGN)
+    return exit_code
 
 
 def _parse(argv: list[str]) -> tuple[dict[str, str], bool]:

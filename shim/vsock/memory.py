@@ -1,10 +1,10 @@
 """Guest RAM: the regions that the front end shares, and the only ways into them.
 
 Every address here was chosen by the guest or the front end. `Memory.guest` (guest physical) and
-`Memory.host` (the front end's virtual addresses, in which ring addresses are given) return a view of exactly the bytes asked
-for, all inside one region, or raise `BadAddress`. Addresses are Python integers, so nothing wraps; a
-memoryview would clamp a slice that is too long and count a negative offset from the end, which is why the
-check is explicit.
+`Memory.host` (the front end's virtual addresses, in which ring addresses are given) return a view of exactly
+the bytes asked for, all inside one region, or raise `BadAddress`. Addresses are Python integers, so nothing
+wraps; a memoryview would clamp a slice that is too long and count a negative offset from the end, which is
+why the check is explicit.
 
 Views keep a mapping alive: a region that goes away while something still looks at it is unmapped later.
 """
