@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +104,7 @@ def mount(spec: Mount, target: Path) -> None:
     if options.flags & MS_BIND:
         _bind(spec, target, options.flags)
         return
-    with _shortened(options.data) as data:
+    with _shortened(spec, target, options.data) as data:
         text = ",".join(data)
         if len(os.fsencode(text)) >= _PAGE_SIZE:
             raise InvalidArgument(f"{_named(spec, target)}: options longer than {_PAGE_SIZE} bytes")
@@ -179,24 +179,27 @@ def _named(spec: Mount, target: Path) -> str:
 
 
 @contextmanager
-def _shortened(data: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _shortened(spec: Mount, target: Path, data: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """The same data with a long `lowerdir` list made short, or many image layers would not fit in a page.
 
-    Layers of one snapshotter have a directory in common; it is opened, and the paths are given relative to
-    /proc/self/fd. (containerd changes its working directory for that, in a process made for it.)
+    Each layer is opened and named by its fd; about 200 fit. (containerd makes the paths relative to a working
+    directory instead, which takes a process of its own.)
     """
-    if sum(len(os.fsencode(word)) + 1 for word in data) < _PAGE_SIZE:
-        yield data
-        return
-    layers = next((word.removeprefix("lowerdir=") for word in data if word.startswith("lowerdir=")), "")
-    paths = layers.split(":")
-    if len(paths) < 2 or "\\" in layers or not all(path.startswith("/") for path in paths):
-        yield data
-        return
-    base = os.path.commonpath(paths)
-    fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        short = ":".join(f"/proc/self/fd/{fd}/{os.path.relpath(path, base)}" for path in paths)
-        yield tuple(f"lowerdir={short}" if word.startswith("lowerdir=") else word for word in data)
-    finally:
-        os.close(fd)
+    long = sum(len(os.fsencode(word)) + 1 for word in data) >= _PAGE_SIZE
+    with ExitStack() as opened:
+
+        def short(word: str) -> str:
+            key, _, layers = word.partition("=")
+            if not long or key != "lowerdir" or "\\" in layers:  # a backslash escapes a colon
+                return word
+            return "lowerdir=" + ":".join(layer and by_fd(layer) for layer in layers.split(":"))
+
+        def by_fd(layer: str) -> str:
+            try:
+                fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as err:
+                raise NotFound(f"{_named(spec, target)}: layer {layer}: {err.strerror}") from err
+            opened.callback(os.close, fd)
+            return f"/proc/self/fd/{fd}"
+
+        yield tuple(map(short, data))
