@@ -1,0 +1,162 @@
+"""What the benchmarks share: a containerd with the test image, one VM, and execs whose FIFOs the benchmark holds.
+
+ctr would copy every byte twice more, so throughput is measured without it: the benchmark makes the FIFOs, calls
+the Task service itself and reads as containerd's client would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(CHECKOUT))
+
+from integration import process  # noqa: E402
+from integration.conftest import import_image  # noqa: E402
+from integration.ctr import Ctr  # noqa: E402
+from integration.daemon import Containerd  # noqa: E402
+from integration.ttrpc import Task, message  # noqa: E402
+
+PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+RUNTIME = "io.containerd.kata-py.v2"
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--containerd", default="1.6", choices=["1.6", "1.7", "2"])
+    parser.add_argument(
+        "--guest", type=Path, default=CHECKOUT / "build/guest", help="folder of the guest image"
+    )
+    parser.add_argument("--settings", default="", help="TOML lines for the shim's configuration")
+    return parser
+
+
+@contextmanager
+def containerd(options: argparse.Namespace) -> Iterator[Ctr]:
+    """A private containerd with the test image imported; everything is removed at the end."""
+    found = subprocess.run(
+        [CHECKOUT / "hack/containerd", options.containerd], check=True, stdout=subprocess.PIPE, text=True
+    )
+    guest = f'kernel = "{options.guest}/vmlinux"\ninitrd = "{options.guest}/initrd.cpio"\n'
+    programs = Path(found.stdout.strip())
+    daemon = Containerd(
+        options.containerd, programs, CHECKOUT / "cmd", f"{guest}{options.settings}\n", "info"
+    )
+    ctr = Ctr(daemon, RUNTIME, "overlayfs")
+    try:
+        daemon.start()
+        with tempfile.TemporaryDirectory() as folder:
+            image = Path(folder, "image.tar")
+            subprocess.run([CHECKOUT / "hack/busybox-image", image], check=True)
+            import_image(ctr, image, ctr.snapshotter)
+        yield ctr
+        for name in ctr.containers():
+            ctr.remove(name)
+    finally:
+        daemon.stop()
+        daemon.remove()
+
+
+def processes(ctr: Ctr) -> dict[str, process.Process]:
+    """The processes of the one sandbox that runs: shim, qemu, virtiofsd, device."""
+    return {
+        found.role: found for found in process.marked(str(ctr.daemon.root)).values() if found.role != "other"
+    }
+
+
+def vsock_socket(ctr: Ctr, sandbox: str) -> Path:
+    """The hybrid vsock socket of a sandbox."""
+    return Path("/run/kata-py", ctr.daemon.namespace, sandbox, "vsock.sock")
+
+
+def guest_root(shim: int) -> str:
+    """The guest's path of the first container's rootfs, from the mounts in the shim's own mount namespace."""
+    for line in Path(f"/proc/{shim}/mountinfo").read_text().splitlines():
+        place = line.split()[4]
+        if "/shared/" in place and place.endswith("rootfs"):
+            return "/run/kata-containers/shared/containers/" + place.split("/shared/", 1)[1]
+    raise AssertionError("no rootfs is shared with the guest")
+
+
+def cpu_s(pid: int) -> float:
+    found = process.read(pid)
+    assert found is not None, f"process {pid} is gone"
+    return found.cpu_s
+
+
+def pss_mib(pid: int) -> float:
+    """Proportional set size, anonymous and file pages; the guest's RAM, which is shared memory, left out."""
+    fields = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, value, *_ = line.split()
+        fields[name] = int(value)
+    return round((fields["Pss_Anon:"] + fields["Pss_File:"]) / 1024, 1)
+
+
+class Exec:
+    """One exec in a running container, with FIFOs that the benchmark holds itself."""
+
+    number = 0
+
+    def __init__(self, address: str, container: str, *argv: str, stdin: bool = False) -> None:
+        Exec.number += 1
+        self.folder = tempfile.TemporaryDirectory(prefix="kpb")
+        self.ids = {"f1": container, "f2": f"bench{Exec.number}"}
+        self.task = Task(address, timeout=600)
+        paths = {"f5": str(Path(self.folder.name, "out"))}
+        if stdin:
+            paths["f4"] = str(Path(self.folder.name, "in"))
+        for path in paths.values():
+            os.mkfifo(path)
+        # The reader's end first, without waiting for a writer, as containerd's client does.
+        self.stdout = os.open(paths["f5"], os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(self.stdout, True)
+        self.spec = {
+            "args": list(argv), "cwd": "/", "env": ["PATH=/usr/bin:/bin:/usr/sbin:/sbin"],
+            "user": {"uid": 0, "gid": 0},
+        }  # fmt: skip
+        spec = message(f1=PROCESS_TYPE, f2=json.dumps(self.spec))
+        self._ok("Exec", **self.ids, **paths, f7=spec)
+
+    def _ok(self, method: str, **fields: str | bytes | int) -> dict[int, int | bytes]:
+        answer = self.task.call(method, **fields)
+        assert answer.code == 0, f"{method}: {answer.message}"
+        return answer.fields
+
+    def start(self) -> None:
+        self._ok("Start", **self.ids)
+
+    def drain(self) -> tuple[int, float]:
+        """Reads stdout to its end: bytes, and seconds from the first to the last."""
+        total, started = 0, 0.0
+        null = os.open("/dev/null", os.O_WRONLY)
+        while moved := os.splice(self.stdout, null, 1 << 20):
+            started = started or time.monotonic()
+            total += moved
+        os.close(null)
+        return total, time.monotonic() - started
+
+    def finish(self) -> int:
+        code = self._ok("Wait", **self.ids).get(1, 0)
+        self._ok("Delete", **self.ids)
+        self.task.close()
+        os.close(self.stdout)
+        self.folder.cleanup()
+        assert isinstance(code, int)
+        return code
+
+
+def report(options: argparse.Namespace, result: dict[str, object], lines: list[str]) -> None:
+    print("\n".join(lines))
+    if options.json:
+        print(json.dumps(result))
