@@ -26,6 +26,8 @@ def sections(data: bytes) -> dict[str, bytes]:
         *_, names_offset, names_size = headers[names_index]
     except (struct.error, IndexError) as err:
         raise NotElf("truncated ELF section table") from err
+    if any(at + size > len(data) for _, kind, _, _, at, size in headers if kind != _SHT_NOBITS):
+        raise NotElf("a section lies outside of the ELF file")
     names = data[names_offset : names_offset + names_size]
     return {
         _string(names, name): data[offset : offset + size]

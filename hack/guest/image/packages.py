@@ -33,7 +33,7 @@ class Package:
 def resolve(kernel_meta: str, names: Sequence[str]) -> tuple[Package, list[Package]]:
     """The kernel package a meta package stands for, and all packages (the kernel's too), sorted by name."""
     shown = _run(["apt-cache", "show", "--no-all-versions", kernel_meta])
-    found = re.search(r"^Depends: (?:.*, )?(linux-image-[0-9][^ ,]*)", shown, re.MULTILINE)
+    found = re.search(r"^Depends: (?:.*, )?(linux-image-[0-9][^\s,]*)", shown, re.MULTILINE)
     if found is None:
         raise PackageError(f"{kernel_meta} depends on no kernel package")
     kernel = found[1]

@@ -39,7 +39,7 @@ def project_sources(repository: Path) -> Iterator[tuple[str, Path]]:
     for name in recipe.PROJECT:
         path = repository / name
         if not path.exists():
-            continue
+            raise PythonError(f"the project has no {name}")
         for file in sorted(path.rglob("*.py")) if path.is_dir() else (path,):
             yield str(file.relative_to(repository)), file
 
