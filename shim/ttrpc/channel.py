@@ -59,9 +59,14 @@ class Channel:
 
     @classmethod
     async def connect(cls, connected: socket.socket) -> Channel:
-        """A channel over a connected stream socket (AF_UNIX, AF_VSOCK), which is the channel's from here."""
+        """A channel over a connected stream socket (AF_UNIX, AF_VSOCK), which is the channel's from here, also
+        when this fails."""
         channel = cls()
-        await asyncio.get_running_loop().create_connection(channel.link, sock=connected)
+        try:
+            await asyncio.get_running_loop().create_connection(channel.link, sock=connected)
+        except BaseException:
+            connected.close()
+            raise
         return channel
 
     def link(self) -> asyncio.Protocol:

@@ -136,8 +136,8 @@ class Server:
 
 
 class _ServerLink(Link[ServerEvent]):
-    """One client's connection and the handlers of its calls. A client that does not take its replies is not
-    read either, so that they cannot pile up."""
+    """One client's connection and the handlers of its calls. While a client does not take its replies it is not
+    read and no handler of it starts, so that they cannot pile up."""
 
     reads_while_blocked = False
 
@@ -203,6 +203,7 @@ class _ServerLink(Link[ServerEvent]):
         error: BaseException | None = None
         try:
             async with timeout:
+                await self.drain()
                 await stream.method.run(stream)
         except asyncio.CancelledError:
             task = asyncio.current_task()

@@ -70,7 +70,8 @@ class Link(asyncio.Protocol, Generic[Event]):
 
     async def drain(self) -> None:
         """Until the peer takes what was written. Raises Unavailable when the connection is gone."""
-        await self._writable.wait()
+        while not self._writable.is_set():  # of many that wake up, the first may fill the buffer again
+            await self._writable.wait()
         if self.closing:
             raise status.closed()
 
