@@ -325,8 +325,14 @@ class Container:
             )
 
     async def _remove_from_guest(self, guest: Guest) -> None:
-        if not self._vm_died.is_set():
-            await self._quietly("remove container", lambda: guest.agent.remove_container(self.id))
+        if self._vm_died.is_set():
+            return
+        try:
+            await guest.agent.remove_container(self.id)
+        except ShimError as error:
+            # A container that could not be created is mostly not there.
+            tell = self._log.debug if self._guest is None else self._log.warning
+            tell("clean-up failed", step="remove container", error=error)
 
     async def _quietly(self, what: str, act: Callable[[], Awaitable[None]]) -> None:
         """A clean-up that fails is logged and hides nothing."""

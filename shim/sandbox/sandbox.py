@@ -141,7 +141,7 @@ class Sandbox:
     async def _boot_and_watch(self, spec: Mapping[str, Any]) -> Guest:
         settings = SandboxSettings(
             sandbox_id=self.id,
-            hostname=oci.text(spec, "hostname")[:_MAX_HOSTNAME],
+            hostname=(oci.text(spec, "hostname") or self.id)[:_MAX_HOSTNAME],
             dns=bundle.resolv_conf(spec),
         )
         try:
