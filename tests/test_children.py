@@ -49,7 +49,7 @@ def test_the_status_is_the_exit_code_or_the_negative_signal(script: str, status:
 def test_every_waiter_gets_the_status_also_afterwards() -> None:
     async def scenario() -> None:
         child = sh("exit 3")
-        assert await asyncio.gather(child.wait(), child.wait(), child.wait()) == [3, 3, 3]
+        assert list(await asyncio.gather(child.wait(), child.wait(), child.wait())) == [3, 3, 3]
         assert await child.wait() == 3
 
     asyncio.run(scenario())

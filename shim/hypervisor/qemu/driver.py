@@ -18,6 +18,7 @@ from shim.log import Log
 
 _START_TIMEOUT_S = 15.0
 _CONSOLE_LINES_IN_REASON = 5
+_PANIC = "Kernel panic"
 
 
 class QemuHypervisor:
@@ -173,7 +174,10 @@ class QemuHypervisor:
         if output := child.output_tail.strip():
             parts.append(f"QEMU: {output.splitlines()[-1]}")
         if self._console is not None and (lines := self._console.text.strip().splitlines()):
-            parts.append("console: " + " | ".join(line.strip() for line in lines[-_CONSOLE_LINES_IN_REASON:]))
+            # After a panic the last lines are a stack trace; what it was about stands before.
+            panic = [line for line in lines if _PANIC in line][-1:]
+            last = lines[-_CONSOLE_LINES_IN_REASON:]
+            parts.append("console: " + " | ".join(line.strip() for line in panic or last))
         return "; ".join(parts)
 
     def _on_event(self, event: Event) -> None:

@@ -180,6 +180,26 @@ def test_a_guest_that_ends_itself_gives_its_reason(make: Make) -> None:
     asyncio.run(scenario())
 
 
+def test_a_guest_kernels_panic_is_told_and_not_its_stack_trace(make: Make) -> None:
+    async def scenario() -> None:
+        vm = make("""
+            os.write(console, b"[1.0] Kernel panic - not syncing: no init\\n" + b"[1.1] Call Trace\\n" * 20)
+            def answer(command, arguments, fds):
+                if command == "cont":
+                    tell("SHUTDOWN", guest=True, reason="guest-reset")
+                    sys.exit(0)
+            serve(answer)
+        """)
+        await vm.start(SPEC)
+        with pytest.raises(Unavailable):
+            await vm.resume()
+        assert (await vm.wait()).reason == (
+            "the VM ended itself (guest-reset); console: [1.0] Kernel panic - not syncing: no init"
+        )
+
+    asyncio.run(scenario())
+
+
 def test_a_vm_that_ignores_quit_is_killed(make: Make) -> None:
     async def scenario() -> None:
         vm = make("""

@@ -170,7 +170,7 @@ def test_commands_go_one_after_the_other() -> None:
             await qemu.send({"return": 1, "id": command["id"]})
             command = await qemu.command()
             await qemu.send({"return": 2, "id": command["id"]})
-            assert await asyncio.gather(first, second) == [1, 2]
+            assert list(await asyncio.gather(first, second)) == [1, 2]
 
     asyncio.run(scenario())
 
