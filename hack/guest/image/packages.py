@@ -32,7 +32,10 @@ class Package:
 
 def resolve(kernel_meta: str, names: Sequence[str]) -> tuple[Package, list[Package]]:
     """The kernel package a meta package stands for, and all packages (the kernel's too), sorted by name."""
-    shown = _run(["apt-cache", "show", "--no-all-versions", kernel_meta])
+    try:
+        shown = _run(["apt-cache", "show", "--no-all-versions", kernel_meta])
+    except PackageError as err:
+        raise PackageError(f"{err}; is this Debian 12 on amd64, and did apt-get update run?") from err
     found = re.search(r"^Depends: (?:.*, )?(linux-image-[0-9][^\s,]*)", shown, re.MULTILINE)
     if found is None:
         raise PackageError(f"{kernel_meta} depends on no kernel package")
@@ -54,6 +57,8 @@ def download(packages: Sequence[Package], cache: Path) -> int:
     """Bring the .debs into `cache`; returns how many had to be fetched."""
     cache.mkdir(parents=True, exist_ok=True)
     absent = [package for package in packages if not _is_there(package, cache)]
+    for package in absent:
+        (cache / package.file).unlink(missing_ok=True)  # apt would take a damaged one for downloaded
     if absent:
         _run([*_APT_GET, "download", *(f"{package.name}={package.version}" for package in absent)], cwd=cache)
     for package in absent:

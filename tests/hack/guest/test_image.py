@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import lzma
 import marshal
@@ -9,10 +10,12 @@ import random
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from image import bytecode, elf, lz4, modules, packages, vmlinux
+
+from image import bytecode, elf, lz4, modules, packages, python, recipe, vmlinux
 from image.cpio import Tree, encode
 
 
@@ -202,3 +205,33 @@ def test_a_package_that_apt_does_not_have_is_named(monkeypatch: pytest.MonkeyPat
     )
     with pytest.raises(packages.PackageError, match="busybox-static, linux-image-9-x; try apt-get update"):
         packages.resolve("linux-image-x", ["busybox-static"])
+
+
+def test_the_image_has_every_module_the_guest_imports() -> None:
+    there = recipe.STDLIB | recipe.EXTENSIONS | {"shim"} | set(sys.builtin_module_names)
+    repository = Path(__file__).parents[3]
+    for name, path in python.project_sources(repository):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                wanted = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                wanted = {node.module.partition(".")[0]}
+            else:
+                continue
+            assert wanted <= there, f"{name} imports {wanted - there}"
+
+
+def test_a_damaged_download_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = packages.Package("x", "1", "x_1_all.deb", "0" * 64)
+    (tmp_path / package.file).write_bytes(b"damaged")
+    asked: list[str] = []
+
+    def fake_apt(argv: list[str], cwd: Path | None = None) -> str:
+        asked.append(argv[-1])
+        assert not (tmp_path / package.file).exists()
+        return ""
+
+    monkeypatch.setattr(packages, "_run", fake_apt)
+    monkeypatch.setattr(packages, "_is_there", lambda package, cache: bool(asked))
+    assert packages.download([package], tmp_path) == 1
+    assert asked == ["x=1"]
