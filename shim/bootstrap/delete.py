@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shim.bootstrap.args import Call
 
 _DEADLINE_S = 4.0  # containerd kills us after 5
+_DYING_S = 1.0
 _KILLED = 137
 
 
@@ -59,7 +60,12 @@ def _clean(call: Call, bundle: str, group: Group, run_dir: str, deadline: float)
     known = known or address.SCHEME + address.socket_path(call.address, call.namespace, group.id)
     socket = known.removeprefix(address.SCHEME)
     daemon = record.daemon() if record else None
-    if (daemon and daemon.alive()) or address.answers(socket):
+    if address.answers(socket):
+        return []
+    # A shim that shuts down in order removes its socket first and all the rest itself. One that left the socket
+    # has crashed, perhaps so lately that the kernel is not done with it.
+    crashed = os.path.exists(socket)
+    if daemon and not daemon.wait_gone(min(deadline, time.monotonic() + _DYING_S) if crashed else 0):
         return []
     problems = _unmount_rootfs(bundle)
     if group.id == call.id or group.named:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shim.record import Process
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,6 +157,8 @@ class Shim:
 
     def kill(self, signal_: int = signal.SIGKILL) -> None:
         """End every daemon and wait until they are gone."""
-        for pid in self.daemons():
-            os.kill(pid, signal_)
-        eventually(lambda: not self.daemons())
+        daemons = [Process.find("daemon", pid) for pid in self.daemons()]
+        for daemon in daemons:
+            os.kill(daemon.pid, signal_)
+        for daemon in daemons:
+            assert daemon.wait_gone(time.monotonic() + 10)

@@ -113,6 +113,20 @@ def test_a_daemon_without_a_socket_any_more_is_still_alive(shim: Shim, spawn: An
     assert vmm.poll() is None and len(shim.daemons()) == 1
 
 
+def test_a_daemon_that_is_just_dying_is_waited_for(shim: Shim, spawn: Any) -> None:
+    bundle, vmm, dying = shim.bundle("c1"), spawn(), spawn()
+    record = crashed(shim, bundle, vmm.pid)
+    record.forget_process(record.processes[0].pid)
+    record.add_process("daemon", dying.pid)
+    delete = subprocess.Popen(shim.argv("delete", "c1"), cwd=bundle, stdout=subprocess.PIPE)
+    with pytest.raises(subprocess.TimeoutExpired):
+        delete.wait(0.3)
+    dying.kill()
+    dying.wait()
+    assert delete.communicate(timeout=10)[0] and delete.returncode == 0
+    assert vmm.wait(5) == -9 and not shim.run.exists()
+
+
 def test_a_daemon_that_has_no_record_yet_is_alive_by_its_socket(shim: Shim) -> None:
     bundle = shim.bundle("c1")
     path = shim.started(bundle)
