@@ -1,7 +1,4 @@
-"""One container: its init process, its execs, and the order in which their stories may be told.
-
-Order (containerd's consumers rely on it): a process's start before its exit; the exits of execs before the
-init's; each exit once. Every exit goes through `_exited`, which tells it once; `_watch` keeps the order.
+"""One container: its init process and its execs, and what may be asked of them. How they end is in `endings`.
 
 `_lock` covers create, start and delete of the container. State, Wait, Kill, CloseIO and execs take no lock:
 domain state changes on the event loop only, and `Process.advance` is one step."""
@@ -17,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from shim.agent.api import ProcessIds
-from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ShimError, Unavailable, Unknown
+from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ShimError, Unknown
 from shim.log import Log
 from shim.rootfs.api import Mount
 from shim.sandbox import bundle, transforms
 from shim.sandbox.background import Background
+from shim.sandbox.endings import KILLED, Endings
 from shim.sandbox.events import (
     Emit,
     ExecAdded,
@@ -29,16 +27,12 @@ from shim.sandbox.events import (
     ExitStatus,
     TaskCreated,
     TaskDeleted,
-    TaskExited,
     TaskStarted,
 )
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.process import Process
 from shim.sandbox.states import Event, State, advance
 from shim.stdio.uri import Stdio
-
-KILLED = 128 + signals.SIGKILL
-_UNKNOWN_CODE = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +60,7 @@ class Container:
         self._lock = asyncio.Lock()
         self._guest: Guest | None = None
         self._made = AsyncExitStack()  # undoes what create has made
-        self._vm_died = asyncio.Event()
+        self._endings = Endings(self.id, self.init, self.execs, emit=emit, limits=limits, log=self._log)
 
     # -- create, start, delete -------------------------------------------------------------------------------
 
@@ -105,7 +99,7 @@ class Container:
                     self.id, str(self.request.bundle), self.request.rootfs, self.init.stdio, guest.pid
                 )
             )
-            self._background.spawn(self._watch(self.init), f"watch {self.id}")
+            self._background.spawn(self._endings.watch(self.init, guest), f"watch {self.id}")
             self._made = stack.pop_all()
             return guest.pid
 
@@ -146,7 +140,7 @@ class Container:
             await asyncio.wait_for(self.init.wait(), self._limits.exec_exit_s)
         except (ShimError, TimeoutError) as error:
             self._log.warning("a container that was never started did not end when killed", error=error)
-            self._exited(self.init, KILLED)
+            self._endings.tell(self.init, KILLED)
 
     # -- execs -----------------------------------------------------------------------------------------------
 
@@ -176,7 +170,7 @@ class Container:
             raise
         process.advance(Event.STARTED)
         self._emit(ExecStarted(self.id, exec_id, guest.pid))
-        self._background.spawn(self._watch(process), f"watch {self.id} {exec_id}")
+        self._background.spawn(self._endings.watch(process, guest), f"watch {self.id} {exec_id}")
         if process.exit is None:
             await self._resize_now(guest, process)
         return guest.pid
@@ -242,74 +236,7 @@ class Container:
 
     def vm_died(self) -> None:
         """Nothing runs any more: tell every exit now. What is being started fails by itself."""
-        self._vm_died.set()
-        self._end_execs()
-        if self.init.state in (State.CREATED, State.RUNNING):
-            self._exited(self.init, KILLED)
-
-    # -- how processes end -----------------------------------------------------------------------------------
-
-    async def _watch(self, process: Process) -> None:
-        """Until `process` has ended and its output is where it belongs; then tell it."""
-        code = await self._exit_code(process)
-        await process.settled()
-        if process.exit is not None:
-            return
-        if not await process.drain(self._limits):
-            self._log.warning("output is still held back after the exit", exec=process.ids.exec_id)
-        if process is self.init:
-            await self._outlive_execs()
-        self._exited(process, code)
-
-    async def _exit_code(self, process: Process) -> int:
-        try:
-            return await self._booted().agent.wait_process(process.ids)
-        except ShimError as error:
-            if process.exit is None:
-                self._log.warning("lost track of a process", exec=process.ids.exec_id, error=error)
-            if isinstance(error, Unavailable):
-                try:
-                    await asyncio.wait_for(self._vm_died.wait(), self._limits.post_mortem_s)
-                    return KILLED
-                except TimeoutError:
-                    pass
-            return _UNKNOWN_CODE
-
-    async def _outlive_execs(self) -> None:
-        """The kernel has killed the execs with their pid namespace's init, or else we do (a shared one)."""
-        if await self._execs_ended():
-            return
-        try:
-            await self._booted().agent.signal_process(self.init.ids, signals.SIGKILL, everyone=True)
-        except ShimError as error:
-            self._log.warning("cannot kill what the container left behind", error=error)
-        if not await self._execs_ended():
-            self._log.warning("execs have not ended with their container")
-        self._end_execs()
-
-    async def _execs_ended(self) -> bool:
-        live = [process for process in self.execs.values() if process.live]
-        if not live:
-            return True
-        waits = [asyncio.ensure_future(process.wait()) for process in live]
-        try:
-            _, pending = await asyncio.wait(waits, timeout=self._limits.exec_exit_s)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        return not pending
-
-    def _end_execs(self) -> None:
-        for process in self.execs.values():
-            if process.state is State.CREATED:
-                process.fail()  # it can never be started now
-            elif process.state is State.RUNNING:
-                self._exited(process, KILLED)
-
-    def _exited(self, process: Process, code: int) -> None:
-        if process.exit is None:
-            status = process.finish(code)
-            self._emit(TaskExited(self.id, process.ids.exec_id or self.id, self.pid, status))
+        self._endings.vm_died()
 
     # -- small steps -----------------------------------------------------------------------------------------
 
@@ -325,7 +252,7 @@ class Container:
             )
 
     async def _remove_from_guest(self, guest: Guest) -> None:
-        if self._vm_died.is_set():
+        if self._endings.without_vm:
             return
         try:
             await guest.agent.remove_container(self.id)

@@ -40,6 +40,9 @@ _SHM_STORAGE = Storage(
     options=("noexec", "nosuid", "nodev", "mode=1777", "size=67108864"),
 )
 _ENTROPY_BYTES = 512
+_VM = "the VM"
+# The companions end when the VM does: its own end, seen within this time, is the better explanation.
+_ROOT_CAUSE_S = 0.05
 
 T = TypeVar("T")
 
@@ -162,7 +165,7 @@ class Machine:
         await self._parts.hypervisor.start(self._spec)
         self._undo("hypervisor", self._stop_vm)
         self._record.add_process("hypervisor", self._parts.hypervisor.pid)
-        self._watch("the VM", self._vm_exit)
+        self._watch(_VM, self._vm_exit)
 
     async def _stop_vm(self) -> None:
         exit_ = await self._parts.hypervisor.stop()
@@ -176,7 +179,9 @@ class Machine:
     def _watch(self, name: str, wait: Callable[[], Awaitable[str]]) -> None:
         async def watch() -> None:
             how = await wait()
-            if self._stopping is None:
+            if name != _VM:
+                await asyncio.sleep(_ROOT_CAUSE_S)
+            if self._stopping is None and not self.died.is_set():
                 self._log.error("part of the sandbox has ended", part=name, how=how)
                 self.reason = self.reason or f"{name} has ended: {how}"
                 self.died.set()

@@ -1,0 +1,155 @@
+"""An agent without a guest: it remembers what was asked, and processes end when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shim.agent.api import ProcessIds, StdioPorts, Storage
+from shim.errors import NotFound, ShimError, Unavailable
+
+
+class FakeAgent:
+    """Implements `agent.api.Agent`.
+
+    `fail` maps the name of a method to the error it raises; `hold` to an event it waits for first. `calls` lists
+    the methods in order, `ports` and `specs` what processes were made with.
+    """
+
+    def __init__(self) -> None:
+        self.fail: dict[str, ShimError] = {}
+        self.hold: dict[str, asyncio.Event] = {}
+        self.calls: list[str] = []
+        self.storages: list[Storage] = []
+        self.hostname = ""
+        self.specs: dict[ProcessIds, Mapping[str, Any]] = {}
+        self.ports: dict[ProcessIds, StdioPorts] = {}
+        self.sizes: dict[ProcessIds, tuple[int, int]] = {}
+        self.signals: list[tuple[ProcessIds, int, bool]] = []
+        self._exits: dict[ProcessIds, asyncio.Future[int]] = {}
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def exit(self, container_id: str, exec_id: str = "", code: int = 0) -> None:
+        """A process ends."""
+        exit_ = self._exits[ProcessIds(container_id, exec_id)]
+        if not exit_.done():
+            exit_.set_result(code)
+
+    def lose(self) -> None:
+        """The connection breaks: every call fails, those that wait at once."""
+        if not self._lost.done():
+            self._lost.set_exception(Unavailable("ttrpc: closed"))
+            self._lost.exception()
+
+    async def check(self) -> str:
+        await self._do("check")
+        return "fake"
+
+    async def set_guest_date_time(self, now_ns: int) -> None:
+        await self._do("set_guest_date_time")
+
+    async def reseed_random(self, entropy: bytes) -> None:
+        await self._do("reseed_random")
+
+    async def create_sandbox(
+        self,
+        sandbox_id: str,
+        hostname: str,
+        dns: Sequence[str],
+        storages: Sequence[Storage],
+        *,
+        shared_pidns: bool,
+    ) -> None:
+        self.hostname, self.storages = hostname, list(storages)
+        await self._do("create_sandbox")
+
+    async def destroy_sandbox(self) -> None:
+        await self._do("destroy_sandbox")
+
+    async def create_container(
+        self,
+        container_id: str,
+        spec: Mapping[str, Any],
+        storages: Sequence[Storage],
+        ports: StdioPorts,
+        *,
+        sandbox_pidns: bool,
+    ) -> None:
+        await self._make("create_container", ProcessIds(container_id), spec, ports)
+
+    async def start_container(self, container_id: str) -> None:
+        await self._do("start_container")
+
+    async def remove_container(self, container_id: str) -> None:
+        await self._do("remove_container")
+        for ids in list(self._exits):
+            if ids.container_id == container_id:
+                self.exit(*self._key(ids), code=137)
+
+    async def exec_process(self, ids: ProcessIds, process: Mapping[str, Any], ports: StdioPorts) -> None:
+        await self._make("exec_process", ids, process, ports)
+
+    async def signal_process(self, ids: ProcessIds, signal: int, *, everyone: bool) -> None:
+        self.signals.append((ids, signal, everyone))
+        await self._do("signal_process")
+        if self._exits[ids].done():
+            raise NotFound("no such process")
+        victims = [i for i in self._exits if i.container_id == ids.container_id] if everyone else [ids]
+        if signal == 9:
+            for victim in victims:
+                self.exit(*self._key(victim), code=137)
+
+    async def wait_process(self, ids: ProcessIds) -> int:
+        self.calls.append("wait_process")
+        await asyncio.wait([self._exits[ids], self._lost], return_when=asyncio.FIRST_COMPLETED)
+        if self._lost.done():
+            self._lost.result()
+        return self._exits[ids].result()
+
+    async def resize_tty(self, ids: ProcessIds, rows: int, columns: int) -> None:
+        await self._do("resize_tty")
+        self.sizes[ids] = (rows, columns)
+
+    async def close_stdin(self, ids: ProcessIds) -> None:
+        await self._do("close_stdin")
+
+    async def write_stdin(self, ids: ProcessIds, data: bytes) -> int:
+        await self._do("write_stdin")
+        return len(data)
+
+    async def read_stdout(self, ids: ProcessIds, size: int) -> bytes:
+        await self._do("read_stdout")
+        return b""
+
+    async def read_stderr(self, ids: ProcessIds, size: int) -> bytes:
+        await self._do("read_stderr")
+        return b""
+
+    async def aclose(self) -> None:
+        self.calls.append("aclose")
+        self.lose()
+
+    async def _make(self, call: str, ids: ProcessIds, spec: Mapping[str, Any], ports: StdioPorts) -> None:
+        await self._do(call)
+        self.specs[ids], self.ports[ids] = spec, ports
+        self._exits[ids] = asyncio.get_running_loop().create_future()
+
+    async def _do(self, call: str) -> None:
+        self.calls.append(call)
+        if self._lost.done():
+            self._lost.result()
+        if call in self.hold:
+            held = asyncio.ensure_future(self.hold[call].wait())
+            try:
+                await asyncio.wait([held, self._lost], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                held.cancel()
+            if self._lost.done():
+                self._lost.result()
+        if call in self.fail:
+            raise self.fail[call]
+
+    @staticmethod
+    def _key(ids: ProcessIds) -> tuple[str, str]:
+        return ids.container_id, ids.exec_id

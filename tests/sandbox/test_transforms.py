@@ -1,0 +1,160 @@
+"""What the guest gets of the host's spec."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from shim import oci
+from shim.errors import InvalidArgument
+from shim.sandbox import transforms
+
+SPEC: dict[str, Any] = {
+    "ociVersion": "1.0.2",
+    "hostname": "h",
+    "process": {"args": ["sh"], "apparmorProfile": "docker-default", "selinuxLabel": "x", "oomScoreAdj": -5},
+    "root": {"path": "rootfs", "readonly": True},
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"},
+        {"destination": "/etc/hosts", "type": "bind", "source": "/h/hosts", "options": ["rbind", "ro"]},
+        {"destination": "/data", "type": "none", "source": "/h/data", "options": ["bind"]},
+        {"destination": "/dev/fuse", "type": "bind", "source": "/dev/fuse", "options": ["bind"]},
+        {"destination": "/devices", "type": "bind", "source": "/devices", "options": ["bind"]},
+    ],
+    "hooks": {"prestart": [{"path": "/h/hook"}], "startContainer": [{"path": "/c/hook"}], "poststop": []},
+    "annotations": {"a": "b", oci.CONTAINER_TYPE: "container"},
+    "linux": {
+        "namespaces": [
+            {"type": "pid", "path": "/proc/7/ns/pid"},
+            {"type": "network", "path": "/var/run/netns/x"},
+            {"type": "ipc", "path": "/proc/7/ns/ipc"},
+            {"type": "mount"},
+            {"type": "time"},
+            {"type": "cgroup"},
+        ],
+        "resources": {
+            "devices": [{"allow": False}],
+            "blockIO": {"weight": 1},
+            "network": {"classID": 1},
+            "memory": {"limit": 1 << 20},
+            "pids": {"limit": 10},
+            "cpu": {"shares": 5, "cpus": "0-3", "mems": "0"},
+        },
+        "mountLabel": "l",
+        "seccomp": {"defaultAction": "SCMP_ACT_ALLOW"},
+        "cgroupsPath": "/a/b",
+    },
+}
+SHARED = {("/h/hosts", True): "/g/hosts", ("/h/data", False): "/g/data", ("/devices", False): "/g/devices"}
+
+
+def guest(spec: dict[str, Any] | None = None) -> dict[str, Any]:
+    return transforms.guest_spec(
+        spec or SPEC, root="/g/root", shared=SHARED, bundle="/b", kind="pod_container"
+    )
+
+
+def test_the_hosts_spec_stays_as_it_is() -> None:
+    before = copy.deepcopy(SPEC)
+    guest()
+    assert before == SPEC
+
+
+def test_the_root_moves_and_stays_read_only() -> None:
+    assert guest()["root"] == {"path": "/g/root", "readonly": True}
+
+
+def test_binds_of_host_files_are_shared_and_the_guests_own_trees_are_not() -> None:
+    assert set(transforms.shared_binds(SPEC)) == set(SHARED)
+    sources = {mount["destination"]: mount["source"] for mount in guest()["mounts"]}
+    assert sources == {
+        "/proc": "proc",
+        "/dev/shm": "shm",
+        "/etc/hosts": "/g/hosts",
+        "/data": "/g/data",
+        "/dev/fuse": "/dev/fuse",
+        "/devices": "/g/devices",
+    }
+
+
+def test_a_shm_that_pods_share_is_the_sandboxs() -> None:
+    shm = {"destination": "/dev/shm", "type": "bind", "source": "/run/x/shm", "options": ["rbind"]}
+    spec = {**SPEC, "mounts": [shm]}
+    assert list(transforms.shared_binds(spec)) == []
+    assert guest(spec)["mounts"][0]["source"] == transforms.SANDBOX_SHM
+
+
+def test_no_path_of_a_host_namespace_reaches_the_guest() -> None:
+    assert guest()["linux"]["namespaces"] == [{"type": "ipc"}, {"type": "mount"}, {"type": "cgroup"}]
+    assert transforms.shares_pidns(SPEC)
+    assert not transforms.shares_pidns({"linux": {"namespaces": [{"type": "pid"}]}})
+
+
+def test_resources_that_speak_of_host_devices_are_dropped() -> None:
+    assert guest()["linux"]["resources"] == {
+        "memory": {"limit": 1 << 20},
+        "pids": {"limit": 10},
+        "cpu": {"shares": 5},
+    }
+
+
+def test_hooks_of_the_host_are_left_out_and_named() -> None:
+    assert guest()["hooks"] == {"startContainer": [{"path": "/c/hook"}]}
+    assert transforms.host_hooks(SPEC) == ["prestart"]
+    assert "hooks" not in guest({**SPEC, "hooks": {"prestart": [{"path": "/h"}]}})
+
+
+def test_labels_of_the_hosts_security_modules_are_cleared_and_seccomp_stays() -> None:
+    result = guest()
+    assert result["process"] == {"args": ["sh"], "oomScoreAdj": -5}
+    assert "mountLabel" not in result["linux"]
+    assert result["linux"]["seccomp"] == SPEC["linux"]["seccomp"]
+    assert transforms.guest_process(SPEC["process"]) == {"args": ["sh"], "oomScoreAdj": -5}
+
+
+def test_the_agent_is_told_what_kind_of_container_it_is() -> None:
+    annotations = guest()["annotations"]
+    assert annotations["a"] == "b"
+    assert annotations[oci.PASSFD] == "true"
+    assert annotations[oci.KATA_CONTAINER_TYPE] == "pod_container"
+    assert transforms.container_kind(SPEC) == "pod_container"
+    assert transforms.container_kind({}) == "single_container"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{}, {"linux": None, "mounts": None, "process": None, "hooks": None, "annotations": None}],
+    ids=["empty", "null"],
+)
+def test_a_spec_of_nothing_is_good_enough(spec: dict[str, Any]) -> None:
+    assert guest(spec)["root"] == {"path": "/g/root"} if spec else True
+    transforms.host_hooks(spec)
+    list(transforms.shared_binds(spec))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"mounts": {}},
+        {"mounts": [1]},
+        {"mounts": [{"type": "bind", "source": 1}]},
+        {"mounts": [{"type": "bind", "options": "ro"}]},
+        {"linux": []},
+        {"linux": {"namespaces": "x"}},
+        {"linux": {"resources": 1}},
+        {"linux": {"resources": {"cpu": []}}},
+        {"hooks": []},
+        {"hooks": {"startContainer": {}}},
+        {"annotations": "x"},
+        {"process": 5},
+        {"root": 5},
+    ],
+    ids=str,
+)
+def test_a_spec_of_the_wrong_shape_is_refused(spec: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument):
+        list(transforms.shared_binds(spec))
+        guest(spec)
