@@ -10,6 +10,7 @@ import pytest
 
 from shim.bootstrap import address, info, messages, stdin
 from shim.bootstrap.group import group_of
+from shim.bootstrap.schema import MESSAGES
 from shim.errors import InvalidArgument
 from shim.pb.containerd import types
 from shim.pb.containerd.runtime.bootstrap.v1 import BootstrapParams
@@ -67,7 +68,7 @@ def test_the_socket_path_is_containerds() -> None:
         address.socket_path("/a", "n", "c", "d")
 
 
-def test_the_small_tables_agree_with_the_full_declarations() -> None:
+def test_the_messages_are_those_of_the_full_declarations() -> None:
     response = task.DeleteResponse().parse(messages.delete_response(7, 137, 1_700_000_000_000_000_005))
     assert (response.pid, response.exit_status) == (7, 137)
     assert response.exited_at.timestamp() == pytest.approx(1_700_000_000)
@@ -99,7 +100,7 @@ def test_the_small_tables_agree_with_the_full_declarations() -> None:
 )
 def test_debug_is_asked_for_by_containerds_level(log_level: int, debug: bool) -> None:
     data = encode(
-        messages.SCHEMA,
+        MESSAGES,
         "containerd.runtime.bootstrap.v1.BootstrapParams",
         {"instance_id": "c1", "namespace": "ns", "log_level": log_level},
     )
@@ -107,9 +108,9 @@ def test_debug_is_asked_for_by_containerds_level(log_level: int, debug: bool) ->
 
 
 def test_torn_input_never_stops_a_start() -> None:
-    option = encode(messages.SCHEMA, "runtimeoptions.v1.Options", {"config_path": "/a"})
+    option = encode(MESSAGES, "runtimeoptions.v1.Options", {"config_path": "/a"})
     data = encode(
-        messages.SCHEMA,
+        MESSAGES,
         "containerd.runtime.bootstrap.v1.BootstrapParams",
         {
             "instance_id": "c1",

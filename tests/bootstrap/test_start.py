@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.bootstrap.messages import SCHEMA
+from shim.bootstrap.schema import MESSAGES
 from shim.record import Record
 from shim.wire import encode
 from tests.bootstrap.installed import Shim, eventually
@@ -227,11 +227,14 @@ PARAMS = "containerd.runtime.bootstrap.v1.BootstrapParams"
 
 
 def options(path: str, type_url: str = "runtimeoptions.v1.Options") -> dict[str, object]:
-    return {"type_url": type_url, "value": encode(SCHEMA, "runtimeoptions.v1.Options", {"config_path": path})}
+    return {
+        "type_url": type_url,
+        "value": encode(MESSAGES, "runtimeoptions.v1.Options", {"config_path": path}),
+    }
 
 
 def params(**more: object) -> bytes:
-    return encode(SCHEMA, PARAMS, {"instance_id": "c1", "namespace": "ns", **more})
+    return encode(MESSAGES, PARAMS, {"instance_id": "c1", "namespace": "ns", **more})
 
 
 def test_bootstrap_params_choose_the_socket_directory_and_the_log_level(shim: Shim) -> None:
@@ -261,7 +264,9 @@ def test_a_socket_directory_that_makes_the_path_too_long_is_refused(shim: Shim) 
 
 def test_the_options_config_path_goes_to_the_daemon(shim: Shim) -> None:
     data = encode(
-        SCHEMA, "google.protobuf.Any", options("/etc/k.toml", "types.containerd.io/runtimeoptions.v1.Options")
+        MESSAGES,
+        "google.protobuf.Any",
+        options("/etc/k.toml", "types.containerd.io/runtimeoptions.v1.Options"),
     )
     shim.started(shim.bundle("c1"), stdin=data, env={"KATA_PY_CONFIG": "/less/specific"})
     assert shim.state("c1")["env"]["KATA_PY_CONFIG"] == "/etc/k.toml"
@@ -269,7 +274,7 @@ def test_the_options_config_path_goes_to_the_daemon(shim: Shim) -> None:
 
 def test_a_relative_config_path_is_refused(shim: Shim) -> None:
     status, output = shim.start(
-        shim.bundle("c1"), stdin=encode(SCHEMA, "google.protobuf.Any", options("k.toml"))
+        shim.bundle("c1"), stdin=encode(MESSAGES, "google.protobuf.Any", options("k.toml"))
     )
     assert status == 1 and "config_path 'k.toml': want an absolute path" in output
 
@@ -278,7 +283,7 @@ def test_a_relative_config_path_is_refused(shim: Shim) -> None:
     "data",
     [
         b"\n\x1acontainerd.runc.v1.Options\x12\x03\x08\x01\x10",
-        encode(SCHEMA, "google.protobuf.Any", {"type_url": "other", "value": b"\xff"}),
+        encode(MESSAGES, "google.protobuf.Any", {"type_url": "other", "value": b"\xff"}),
         b"{}",
         b"\xff" * 100,
         b"\n\xff\xff\xff\xff\x0f",
