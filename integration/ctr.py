@@ -81,7 +81,7 @@ class Ctr:
         return self(*self.run_args(container, *command, options=options, rootfs=rootfs), **more)
 
     def detached(self, *command: str, options: Sequence[str] = ()) -> str:
-        """`ctr run -d`: the id of a container that runs `command`. Its stdio has no reader until an attach."""
+        """`ctr run -d`: the id of a container that runs `command`. Nobody reads its stdio yet."""
         container = self.new_id()
         self(*self.run_args(container, *command, options=["-d", *options])).ok()
         return container

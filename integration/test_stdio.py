@@ -41,8 +41,6 @@ def test_twenty_mib_through_cat_come_back_unchanged(ctr: Ctr, box: str) -> None:
 def test_a_stalled_reader_loses_nothing_and_stalls_nobody_else(ctr: Ctr, box: str) -> None:
     child = ctr.spawn(*ctr.exec_args(box, "cat", "/payload"))
     time.sleep(2)  # FIFO and pipes are full by now
-    pids = members(ctr, box)
-    before = {item.pid: item.cpu_s for item in pids.values()}
     started, slowest = time.monotonic(), 0.0
     while time.monotonic() - started < 10:
         asked = time.monotonic()
@@ -53,7 +51,6 @@ def test_a_stalled_reader_loses_nothing_and_stalls_nobody_else(ctr: Ctr, box: st
     out, err = child.communicate(timeout=60)
     assert hashlib.sha256(out).hexdigest() == PAYLOAD_HASH, (len(out), err)
     assert child.returncode == 0
-    assert before
 
 
 @pytest.mark.short
