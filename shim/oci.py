@@ -49,7 +49,9 @@ def section(spec: Mapping[str, Any], *path: str) -> dict[str, Any]:
 
 def objects(spec: Mapping[str, Any], *path: str) -> list[dict[str, Any]]:
     """The list of objects at `path`; a missing or null one is empty."""
-    value = section(spec, *path[:-1]).get(path[-1]) or []
+    value = section(spec, *path[:-1]).get(path[-1])
+    if value is None:
+        return []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise InvalidArgument(f"spec: {'.'.join(path)}: not a list of objects")
     return value
@@ -57,7 +59,9 @@ def objects(spec: Mapping[str, Any], *path: str) -> list[dict[str, Any]]:
 
 def text(value: Mapping[str, Any], key: str) -> str:
     """A string member; "" if it is missing or null."""
-    found = value.get(key) or ""
+    found = value.get(key)
+    if found is None:
+        return ""
     if not isinstance(found, str):
         raise InvalidArgument(f"spec: {key}: not a string")
     return found
@@ -65,7 +69,9 @@ def text(value: Mapping[str, Any], key: str) -> str:
 
 def texts(value: Mapping[str, Any], key: str) -> list[str]:
     """A list of strings; empty if it is missing or null."""
-    found = value.get(key) or []
+    found = value.get(key)
+    if found is None:
+        return []
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
         raise InvalidArgument(f"spec: {key}: not a list of strings")
     return found

@@ -2,7 +2,7 @@
 
 containerd's consumers rely on it: a process's start comes before its exit, the exits of execs before the
 init's, each exit once. Every exit goes through `tell`, which tells it once; `watch` keeps the order. An exit
-is told when the process has ended and its output is where it belongs, or does not move any more. """
+is told when the process has ended and its output is where it belongs, or does not move any more."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _whose(event: TaskEvent) -> str:
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop run until `condition` holds."""
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - of anything
             await asyncio.sleep(0.001)
 
 

@@ -53,7 +53,7 @@ SHARED = {("/h/hosts", True): "/g/hosts", ("/h/data", False): "/g/data", ("/devi
 
 def guest(spec: dict[str, Any] | None = None) -> dict[str, Any]:
     return transforms.guest_spec(
-        spec or SPEC, root="/g/root", shared=SHARED, bundle="/b", kind="pod_container"
+        SPEC if spec is None else spec, root="/g/root", shared=SHARED, bundle="/b", kind="pod_container"
     )
 
 
@@ -130,7 +130,7 @@ def test_the_agent_is_told_what_kind_of_container_it_is() -> None:
     ids=["empty", "null"],
 )
 def test_a_spec_of_nothing_is_good_enough(spec: dict[str, Any]) -> None:
-    assert guest(spec)["root"] == {"path": "/g/root"} if spec else True
+    assert guest(spec)["root"] == {"path": "/g/root"}
     transforms.host_hooks(spec)
     list(transforms.shared_binds(spec))
 

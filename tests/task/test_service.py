@@ -260,10 +260,16 @@ async def _stopped(shim: Stack) -> None:
     await shim.wait()
 
 
+async def _exec_start(shim: Stack) -> None:
+    await shim.exec("e1")
+    await shim.start(exec_id="e1")
+
+
 Step = Callable[[Stack], Awaitable[object]]
+Misuse = tuple[str, Step, Step, type[ShimError], str]  # name, what happened before, the call, the answer
 BAD_SPEC = AnyMessage(type_url="x", value=b"[]")
 
-MISUSE: list[tuple[str, Step, Step, type[ShimError], str]] = [
+MISUSE: list[Misuse] = [
     ("state of nobody", _nothing, lambda s: s.state(), NotFound, "container not created"),
     ("start of nobody", _nothing, lambda s: s.start(), NotFound, "container not created"),
     ("kill of nobody", _nothing, lambda s: s.kill(), NotFound, "container not created"),
@@ -295,8 +301,14 @@ MISUSE: list[tuple[str, Step, Step, type[ShimError], str]] = [
     ("exec with a known id", _with_exec, lambda s: s.exec("e1"), AlreadyExists, "e1"),
     ("exec with the container's id", _running, lambda s: s.exec("c1"), AlreadyExists, "c1"),
     ("exec of no process", _running, lambda s: s.exec("e1", spec=BAD_SPEC), InvalidArgument, "process spec"),
-    ("start of an exec when created", _created, lambda s: _exec_start(s), FailedPrecondition, "not running"),
-    ("start of an exec when stopped", _stopped, lambda s: s.start(exec_id="e1"), FailedPrecondition, "failed"),
+    ("start of an exec when created", _created, _exec_start, FailedPrecondition, "not running"),
+    (
+        "start of an exec when stopped",
+        _stopped,
+        lambda s: s.start(exec_id="e1"),
+        FailedPrecondition,
+        "failed",
+    ),
     ("start of no exec", _running, lambda s: s.start(exec_id="x"), NotFound, "process does not exist x"),
     ("start of a running exec", _with_running_exec, lambda s: s.start(exec_id="e1"), Unknown, "running"),
     ("kill of an exec not started", _with_exec, lambda s: s.kill(exec_id="e1"), FailedPrecondition, "failed"),
@@ -307,20 +319,15 @@ MISUSE: list[tuple[str, Step, Step, type[ShimError], str]] = [
         _running,
         lambda s: s.task.checkpoint(v2.CheckpointTaskRequest(id="c1")),
         Unimplemented,
-        "",
+        "checkpoint",
     ),
 ]
 
 
-async def _exec_start(shim: Stack) -> None:
-    await shim.exec("e1")
-    await shim.start(exec_id="e1")
+@pytest.mark.parametrize("row", MISUSE, ids=lambda row: row[0])
+def test_misuse_is_answered_with_the_right_status(tmp_path: object, row: Misuse) -> None:
+    _, given, act, error, words = row
 
-
-@pytest.mark.parametrize(("name", "given", "act", "error", "words"), MISUSE, ids=[row[0] for row in MISUSE])
-def test_misuse_is_answered_with_the_right_status(
-    tmp_path: object, name: str, given: Step, act: Step, error: type[ShimError], words: str
-) -> None:
     @with_stack
     async def run(shim: Stack) -> None:
         await given(shim)
