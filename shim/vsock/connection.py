@@ -73,6 +73,7 @@ class Connection:
         "source",
         "stalls",
         "state",
+        "takes_data",
         "threshold",
         "tx",
     )
@@ -83,8 +84,11 @@ class Connection:
         self.back_ports = header.ports(host_port, guest_port)
         self.source, self.sink = source, sink
         self.state = REQUESTED
+        # may the guest send payload now?
+        self.takes_data = False
         self.rx = self.rx_told = self.tx = self.stalls = 0
-        self.peer_alloc = self.peer_fwd = 0
+        # not a size: whatever the guest says first is news
+        self.peer_alloc, self.peer_fwd = -1, 0
         self.threshold = BUF_ALLOC // 2
         self.pending = bytearray()
         self.guest_shut = self.host_shut = 0
@@ -137,21 +141,24 @@ class Connection:
         del self.pending[:count]
         self.rx += count
 
-    def accepts_data(self) -> bool:
-        """May the guest send payload now?"""
-        return self.state == OPEN and self.sink and not self.guest_shut & SHUT_SEND
+    def open(self) -> None:
+        """Both sides want the connection."""
+        self.state = OPEN
+        self.takes_data = self.sink
 
     def on_response(self) -> None:
         """The guest accepted our request."""
         if self.state != REQUESTED or self.owed & OWES_REQUEST:
             raise ConnectionFault("response without a request")
-        self.state = OPEN
+        self.open()
 
     def on_shutdown(self, flags: int) -> None:
         """The guest will not receive (1) or not send (2) any more; flags add up."""
         if self.state != OPEN:
             raise ConnectionFault("shutdown of a connection that is not open")
         self.guest_shut |= flags & SHUT_BOTH
+        if self.guest_shut & SHUT_SEND:
+            self.takes_data = False
 
     def host_may_finish_writing(self) -> bool:
         """The guest has sent its last byte, and the host has it."""

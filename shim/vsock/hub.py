@@ -86,7 +86,7 @@ class Hub:
             return
         host.detach()
         stream.on_credit(alloc, fwd)
-        stream.state = OPEN
+        stream.open()
         self.muxer.owe(stream, OWES_RESPONSE)
         self._watch(stream)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 
 from . import header
-from .connection import OPEN, OWES_CREDIT
-from .header import LENGTH, MAX_PAYLOAD, PACKED, RW, SHUT_SEND
+from .connection import OWES_CREDIT
+from .header import LENGTH, MAX_PAYLOAD, PACKED, RW
 from .vring import DESCRIPTOR, INDIRECT, NEXT, PAIR, RingFault, barrier, gather
 
 TYPE_CHECKING = False
@@ -105,14 +105,7 @@ def transmit(device: Device) -> None:
                 device.malformed += 1  # not even an answer has anywhere to go
             else:
                 stream = connections.get(key)
-                if (
-                    kind != RW
-                    or stream is None
-                    or payload is None
-                    or stream.state != OPEN
-                    or not stream.sink
-                    or stream.guest_shut & SHUT_SEND
-                ):
+                if kind != RW or stream is None or payload is None or not stream.takes_data:
                     _other(device, key, kind, flags=flags, alloc=alloc, fwd=fwd)
                 elif (alloc != stream.peer_alloc or fwd != stream.peer_fwd) and not stream.on_credit(
                     alloc, fwd

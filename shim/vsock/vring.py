@@ -144,16 +144,18 @@ class Ring:
         """
         table, size = self.table, self.size
         found: list[memoryview] = []
-        position, indirect = head, False
-        for _ in range(2 * MAX_SIZE):
-            if position >= size or len(found) >= size:
+        # no chain is longer than its table: whoever comes back to a descriptor runs out of `left`
+        position, left, indirect = head, size, False
+        while True:
+            if position >= size or left == 0:
                 raise RingFault("descriptor index out of range or chain in a loop")
+            left -= 1
             address, length, flags, following = DESCRIPTOR.unpack_from(table, 16 * position)
             if flags & INDIRECT:
                 if indirect or flags & NEXT or not length or length % 16 or length > 16 * MAX_SIZE:
                     raise RingFault(f"bad indirect table of {length} bytes")
                 table, size = memory.guest(address, length), length // 16
-                position, indirect = 0, True
+                position, left, indirect = 0, size, True
                 continue
             if not length or bool(flags & WRITE) != writable:
                 raise RingFault(f"descriptor of {length} bytes with flags {flags:#x}")
@@ -161,7 +163,6 @@ class Ring:
             if not flags & NEXT:
                 return found
             position = following
-        raise RingFault("chain too long")
 
 
 def gather(segments: list[memoryview], limit: int) -> bytes:

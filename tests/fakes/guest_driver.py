@@ -1,12 +1,14 @@
 """The other side of the vsock device: a vhost-user front end with guest RAM, and a virtio-vsock driver in it.
 
-`GuestDriver` plays QEMU and the guest's kernel in one object: RAM is a memfd, rings lie at its start, buffers behind
-them. `GuestSocket` is a connection as a program in the guest has it. Nothing happens by itself: `run_until` works the
-rings until a condition holds. Tests that want to break rules write RAM and rings themselves.
+`GuestDriver` plays QEMU and the guest's kernel in one object: RAM is a memfd, rings lie at its start,
+buffers behind them. `GuestSocket` is a connection as a program in the guest has it. Nothing happens by
+itself: `run_until` works the rings until a condition holds. Tests that want to break rules write RAM and
+rings themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
@@ -176,7 +178,7 @@ class GuestDriver:
         os.close(self.memfd)
         self.front.close()
 
-    # ---- vhost-user --------------------------------------------------------------------------------------
+    # ---- vhost-user ------------------------------------------------------------------------------
 
     def request(
         self, number: int, body: bytes = b"", fds: list[int] | None = None, ack: bool = False
@@ -248,7 +250,7 @@ class GuestDriver:
         self.start_ring(TX)
         self.rx.notify()
 
-    # ---- packets -----------------------------------------------------------------------------------------
+    # ---- packets ---------------------------------------------------------------------------------
 
     def post_rx(self, slot: int) -> None:
         at = GPA + RX_BASE + slot * 8192
@@ -311,10 +313,8 @@ class GuestDriver:
         """Wait for an interrupt (or not), then do all there is to do."""
         select.select([ring.call for ring in self.rings], [], [], timeout_s)
         for ring in self.rings:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(ring.call)
-            except BlockingIOError:
-                pass
         self.free += [head // 4 for head, _ in self.tx.collect()]
         for head, size in self.rx.collect():
             at = RX_BASE + head // 2 * 8192

@@ -214,7 +214,7 @@ def test_the_tail_survives_the_end_of_the_guests_socket(device: RunningDevice, e
     read_end, write_end = os.pipe()
     control, guest = device.pass_fd(write_end)
     os.close(write_end)
-    size = MIB + 200_000
+    size = MIB + 100_000
     data = noise.randbytes(size)
     guest.send(data)
     device.run_until(lambda: not guest.outgoing)
@@ -410,7 +410,7 @@ def test_bytes_taken_are_delivered_after_the_end_of_the_vm(device: RunningDevice
     read_end, write_end = os.pipe()
     control, guest = device.pass_fd(write_end)
     os.close(write_end)
-    data = noise.randbytes(MIB + 150_000)
+    data = noise.randbytes(MIB + 100_000)
     guest.send(data)
     device.run_until(lambda: not guest.outgoing)
     if how == "SIGTERM":
@@ -442,7 +442,7 @@ def test_what_lies_in_the_ring_of_a_dead_vm_is_still_taken(device: RunningDevice
 def test_a_second_signal_ends_at_once(device: RunningDevice) -> None:
     _read_end, write_end = os.pipe()
     _, guest = device.pass_fd(write_end)
-    guest.send(bytes(MIB + 150_000))
+    guest.send(bytes(MIB + 100_000))
     device.run_until(lambda: not guest.outgoing)
     device.process.terminate()
     deadline = time.monotonic() + 5
