@@ -123,7 +123,7 @@ class Storages:
                 case "virtio-fs":
                     await self._virtio_fs(storage, point)
                 case "overlayfs":
-                    self._make(storage, point, storage.get("source") or "overlay", "overlay")
+                    self._overlay(storage, point)
                 case "bind" | "watchable-bind":
                     self._bind(storage, point)
                 case "ephemeral":
@@ -141,6 +141,14 @@ class Storages:
     def _make(self, storage: Mapping[str, Any], point: str, source: str, fstype: str) -> None:
         os.makedirs(point, exist_ok=True)
         self._mount(source, point, fstype, storage.get("options", []))
+
+    def _overlay(self, storage: Mapping[str, Any], point: str) -> None:
+        """The writable layer's two directories are made if they are not there."""
+        for option in storage.get("options", []):
+            key, _, path = option.partition("=")
+            if key in ("upperdir", "workdir"):
+                os.makedirs(check_path(path, key), exist_ok=True)
+        self._make(storage, point, storage.get("source") or "overlay", "overlay")
 
     async def _virtio_fs(self, storage: Mapping[str, Any], point: str) -> None:
         loop = asyncio.get_running_loop()

@@ -4,9 +4,10 @@ One process's stream is one `Pump`: pipe or pty -> vsock for output, vsock -> pi
 only when there is nothing left to write, so a stalled reader stops its own stream, costs no CPU and no more
 than one chunk of memory, and nothing is ever dropped.
 
-Bytes are copied through a buffer rather than spliced. Measured in the guest kernel this is made for (6.1):
-splice into a vsock socket sends one packet for each pipe page, so a virtio packet carries 4 KiB instead of
-64, and every packet costs the host an interrupt and a walk of the ring; see DESIGN.md.
+Bytes are copied through a buffer rather than spliced, for splice is slower here: a 6.1 kernel sends one vsock
+packet for each page of the pipe, so a packet carries at most 4 KiB instead of 64. Measured for 256 MiB of
+output in the same guest (TCG): splice 9.1-9.4 s of the VM's CPU time and 1.1 s of the host's device, copying
+7.3-7.7 s and 0.4 s.
 """
 
 from __future__ import annotations
