@@ -2,7 +2,10 @@
 
 `start` has spawned us with a listening socket as fd 3, stderr on containerd's log FIFO, the bundle as working
 directory, in a session of our own. We serve until Shutdown finds no container left, or a signal asks us to
-stop; containerd may come and go meanwhile."""
+stop; containerd may come and go meanwhile.
+
+The guest boots while we are still starting: what would take longest to import (betterproto, grpclib) is imported
+once QEMU runs."""
 
 from __future__ import annotations
 
@@ -17,10 +20,9 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shim.agent.api import Agent
-from shim.agent.kata import KataAgent
 from shim.bootstrap.args import Call, parse
 from shim.bootstrap.start import LISTEN_FD
 from shim.children import Child, spawn
@@ -32,18 +34,20 @@ from shim.hypervisor.qemu.driver import QemuHypervisor
 from shim.log import Log
 from shim.record import Record, remove_run_dir
 from shim.rootfs.share import VirtiofsShare
-from shim.sandbox import Sandbox
+from shim.sandbox import Sandbox, TaskEvent
+from shim.sandbox.bundle import load as load_bundle
 from shim.sandbox.guest import Limits
 from shim.sandbox.machine import Machine, Parts
-from shim.task.publisher import Publisher
-from shim.task.service import SERVICES, TaskService
-from shim.ttrpc.channel import Channel
-from shim.ttrpc.server import Server
-from shim.ttrpc.service import from_grpclib
 from shim.vsock.api import VsockDevice
 from shim.vsock.client import DeviceClient
 
+if TYPE_CHECKING:
+    from shim.task.publisher import Publisher
+    from shim.ttrpc.server import Server
+
 AGENT_PORT = 1024
+# A shim without a first container for so long will not get one.
+_IDLE_S = 60.0
 _LOG_FD = 2
 _DEVICE_FLUSH_S, _DEVICE_STOP_S = 2.0, 1.0
 _REMOVE_S = 5.0
@@ -56,6 +60,7 @@ def main(argv: list[str]) -> int:
     """Serve one sandbox; the exit status. `argv` is without the program's name. What goes wrong is in the
     log."""
     call = parse(argv)
+    bundle_dir = Path.cwd()
     try:
         config: Config | ShimError = load()
     except ShimError as error:
@@ -65,7 +70,7 @@ def main(argv: list[str]) -> int:
     try:
         isolate_mounts()
         os.chdir("/")  # the bundle is containerd's to remove
-        asyncio.run(Daemon(call, config, log).serve())
+        asyncio.run(Daemon(call, config, log).serve(bundle_dir))
     except Exception as error:
         log.error("the shim has failed", error=repr(error))
         return 1
@@ -92,29 +97,50 @@ class Daemon:
         self._record.add_process("daemon", os.getpid())
         self._done = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
-        address = os.environ.get("TTRPC_ADDRESS") or f"{call.address}.ttrpc"
-        self._publisher = Publisher(address, call.namespace, log)
+        self._publisher: Publisher | None = None
         self._sandbox = Sandbox(
-            call.id,
-            self._make_machine,
-            self._record,
-            self._publisher.publish,
-            limits=_limits(config),
-            log=log,
+            call.id, self._make_machine, self._record, self._publish, limits=_limits(config), log=log
         )
 
-    async def serve(self) -> None:
-        """Until the sandbox is shut down, by containerd or a signal. Nothing of it is left then."""
+    async def serve(self, bundle_dir: Path) -> None:
+        """Until the sandbox is shut down, by containerd or a signal. Nothing of it is left then.
+
+        `bundle_dir` is the first container's: its spec, if there is one (the Sandbox API has none), begins the boot.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_signal_handler(signal.SIGUSR1, self._dump_stacks)
-        service = TaskService(self._sandbox, on_shutdown=self._end)
-        server = Server([from_grpclib(service, name) for name in SERVICES], self._log, same_user=True)
-        await server.serve(self._listener)
+        with suppress(ShimError):  # Create reads it again, and says what is wrong with it
+            await self._sandbox.boot_early(load_bundle(bundle_dir))
+        server = await self._serve_tasks()
+        loop.call_later(_IDLE_S, self._end_if_idle)
         self._log.info("the shim serves", pid=os.getpid())
         await self._done.wait()
         await server.aclose()
+
+    async def _serve_tasks(self) -> Server:
+        from shim.task.publisher import Publisher
+        from shim.task.service import SERVICES, TaskService
+        from shim.ttrpc.server import Server
+        from shim.ttrpc.service import from_grpclib
+
+        address = os.environ.get("TTRPC_ADDRESS") or f"{self._call.address}.ttrpc"
+        self._publisher = Publisher(address, self._call.namespace, self._log)
+        service = TaskService(self._sandbox, on_shutdown=self._end)
+        server = Server([from_grpclib(service, name) for name in SERVICES], self._log, same_user=True)
+        await server.serve(self._listener)
+        return server
+
+    def _publish(self, event: TaskEvent) -> None:
+        assert self._publisher is not None  # events come of requests
+        self._publisher.publish(event)
+
+    def _end_if_idle(self) -> None:
+        """containerd asks for a container right after it has started us, or it has died."""
+        if not self._sandbox.used:
+            self._log.warning("nobody asks for a container")
+            self._stopping = asyncio.create_task(self._stop(), name="stop")
 
     async def _end(self) -> None:
         """The sandbox is down: leave nothing behind and let `serve` return. Idempotent."""
@@ -127,7 +153,8 @@ class Daemon:
         # its name may be another shim's, so it goes last.
         with suppress(FileNotFoundError):
             os.unlink(self._path)
-        await self._publisher.aclose()
+        if self._publisher is not None:
+            await self._publisher.aclose()
         try:
             remove_run_dir(self._record.run_dir, time.monotonic() + _REMOVE_S)
         except OSError as error:
@@ -190,7 +217,11 @@ def _limits(config: Config | ShimError) -> Limits:
 
 async def connect_agent(device: VsockDevice, timeout_s: float, call_s: float) -> Agent:
     """The agent behind the device, retried for `timeout_s` while the guest boots; `call_s` for each call."""
-    return KataAgent(await Channel.connect(await device.connect(AGENT_PORT, timeout_s)), call_s)
+    connected = await device.connect(AGENT_PORT, timeout_s)
+    from shim.agent.kata import KataAgent
+    from shim.ttrpc.channel import Channel
+
+    return KataAgent(await Channel.connect(connected), call_s)
 
 
 def _beside_us(name: str) -> Path:

@@ -104,12 +104,13 @@ class Machine:
         self.died = asyncio.Event()
         self.reason = ""
 
-    async def start(self, settings: SandboxSettings) -> Guest:
-        """Boot. On an error nothing is left running, and the message ends with the guest's last words."""
+    async def start(self, settings: SandboxSettings, on_running: Callable[[], None] = lambda: None) -> Guest:
+        """Boot; `on_running` is called when the CPUs run, long before the guest is up. On an error nothing is
+        left running, and the message ends with the guest's last words."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._limits.boot_s):
-                guest = await self._unless_died(self._boot(settings))
+                guest = await self._unless_died(self._boot(settings, on_running))
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"the sandbox was not up after {self._limits.boot_s:g} s{await self._last_words()}"
@@ -128,7 +129,7 @@ class Machine:
             self._stopping = asyncio.create_task(self._stop(), name="stop machine")
         await asyncio.shield(self._stopping)
 
-    async def _boot(self, settings: SandboxSettings) -> Guest:
+    async def _boot(self, settings: SandboxSettings, on_running: Callable[[], None]) -> Guest:
         parts = self._parts
         # Undone in reverse: the VM first, then the device, which still writes out what the VM has sent.
         self._undo("share", parts.share.aclose)
@@ -141,16 +142,25 @@ class Machine:
         parts.device.handed_over()
         await parts.hypervisor.add_device(VhostUserFs("share0", parts.share.tag, parts.share.socket))
         await parts.hypervisor.resume()
+        on_running()
         agent = await parts.connect_agent(parts.device.client, self._limits.boot_s)
         self._undo("agent", agent.aclose)
-        version = await agent.check()
-        self._log.debug("agent answers", version=version)
-        await agent.set_guest_date_time(time.time_ns())
-        await agent.reseed_random(os.urandom(_ENTROPY_BYTES))
         share = Storage("virtio-fs", parts.share.tag, "virtiofs", SHARED_DIR, ("nodev",))
-        await agent.create_sandbox(
-            settings.sandbox_id, settings.hostname, settings.dns, (share, _SHM_STORAGE), shared_pidns=False
-        )
+        # A round trip into a guest that has just booted is slow, and none of these needs another's answer.
+        async with asyncio.TaskGroup() as group:
+            version = group.create_task(agent.check())
+            group.create_task(agent.set_guest_date_time(time.time_ns()))
+            group.create_task(agent.reseed_random(os.urandom(_ENTROPY_BYTES)))
+            group.create_task(
+                agent.create_sandbox(
+                    settings.sandbox_id,
+                    settings.hostname,
+                    settings.dns,
+                    (share, _SHM_STORAGE),
+                    shared_pidns=False,
+                )
+            )
+        self._log.debug("agent answers", version=version.result())
         return Guest(agent, parts.device.client, parts.share, parts.hypervisor.pid, self._port)
 
     async def _start_share(self) -> None:

@@ -46,7 +46,9 @@ class Sandbox:
         self._creating: dict[str, asyncio.Task[int]] = {}
         self._machine: Machine | None = None
         self._boot: asyncio.Task[Guest] | None = None
+        self._running = asyncio.Event()
         self._closed = False
+        self.used = False  # somebody has asked for a container
 
     def container(self, container_id: str) -> Container:
         """NotFound in the words of runc's shim."""
@@ -55,6 +57,13 @@ class Sandbox:
         except KeyError:
             raise NotFound("container not created: not found") from None
 
+    async def boot_early(self, spec: Mapping[str, Any]) -> None:
+        """Begin to boot before the container with this spec is asked for; returns when the guest runs, long
+        before it is up, or when it never will. What goes wrong is told by the first Create."""
+        running = self._background.spawn(self._running.wait(), "running")
+        await asyncio.wait([self._begin_boot(spec), running], return_when=asyncio.FIRST_COMPLETED)
+        running.cancel()
+
     async def create(self, request: CreateRequest) -> int:
         """Make a container, with the VM if it is the first; the VMM's pid. While this runs the container is
         known and in state CREATING; when it fails it is forgotten."""
@@ -62,6 +71,7 @@ class Sandbox:
             raise Unavailable("the sandbox is shutting down")
         if request.id in self.containers:
             raise AlreadyExists(f"id {request.id}: already exists")
+        self.used = True
         container = Container(request, self._emit, self._background, self._limits, self._log)
         self.containers[request.id] = container
         task = self._background.spawn(self._create(container), f"create {request.id}")
@@ -134,19 +144,22 @@ class Sandbox:
         first."""
         if self._machine is not None and self._machine.died.is_set():
             raise Unavailable(f"the sandbox has died: {self._machine.reason or 'boot failed'}")
+        return await asyncio.shield(self._begin_boot(spec))
+
+    def _begin_boot(self, spec: Mapping[str, Any]) -> asyncio.Task[Guest]:
         if self._boot is None:
             self._boot = self._background.spawn(self._boot_and_watch(spec), "boot")
-        return await asyncio.shield(self._boot)
+        return self._boot
 
     async def _boot_and_watch(self, spec: Mapping[str, Any]) -> Guest:
-        settings = SandboxSettings(
-            sandbox_id=self.id,
-            hostname=(oci.text(spec, "hostname") or self.id)[:_MAX_HOSTNAME],
-            dns=bundle.resolv_conf(spec),
-        )
         try:
+            settings = SandboxSettings(
+                sandbox_id=self.id,
+                hostname=(oci.text(spec, "hostname") or self.id)[:_MAX_HOSTNAME],
+                dns=bundle.resolv_conf(spec),
+            )
             machine = self._machine = self._make_machine(spec)
-            guest = await machine.start(settings)
+            guest = await machine.start(settings, self._running.set)
         except ShimError as error:
             self._log.error("boot failed", error=error)
             raise

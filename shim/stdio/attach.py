@@ -113,7 +113,9 @@ async def attach(
     streams: list[Stream] = []
     keepers = contextlib.ExitStack()
 
-    async def hand_over(fd: int) -> Stream:
+    async def hand_over(fd: int | None) -> Stream | None:
+        if fd is None:
+            return None
         stream = await device.pass_fd(fd, port, timeout_s)
         streams.append(stream)
         return stream
@@ -135,9 +137,11 @@ async def attach(
         stdin_fd = opened(open_input(endpoints.stdin)) if endpoints.stdin else None
         if endpoints.stdin and hold_stdin:
             held = hold_input(endpoints.stdin)
-        stdin, stdout, stderr = [
-            await hand_over(fd) if fd is not None else None for fd in (stdin_fd, stdout_fd, stderr_fd)
-        ]
+        # At the same time: each is a round trip into the guest. All are waited for, so that none is forgotten.
+        handed = await asyncio.gather(
+            *(hand_over(fd) for fd in (stdin_fd, stdout_fd, stderr_fd)), return_exceptions=True
+        )
+        stdin, stdout, stderr = (_checked(result) for result in handed)
     except BaseException:
         keepers.close()
         if held is not None:
@@ -149,3 +153,9 @@ async def attach(
         for fd in passed:
             os.close(fd)
     return Streams(stdin, (stdout, stderr), endpoints.stdin, held, keepers)
+
+
+def _checked(result: Stream | BaseException | None) -> Stream | None:
+    if isinstance(result, BaseException):
+        raise result
+    return result
