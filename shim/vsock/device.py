@@ -19,7 +19,7 @@ from .poller import Poller
 from .receive import receive
 from .transmit import transmit
 from .vhost_user import F_EVENT_IDX, QUEUES, Refused
-from .vring import MAX_SIZE, Ring, RingFault
+from .vring import Ring, RingFault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Device:
     def serve(self) -> None:
         """One turn besides kicks: give the guest what waits for it, take what was left behind."""
         muxer = self.hub.muxer
-        if muxer.control or muxer.ready:
+        if muxer.control or muxer.ready or self.more_to_give:
             self.give()
         if self.more_to_take or (self.choked and muxer.is_relieved()):
             self.take()
@@ -71,6 +71,7 @@ class Device:
 
     def take(self, _events: int = 0) -> None:
         """Packets from the guest."""
+        self.more_to_take = False
         if self.tx.running and not self.broken:
             try:
                 transmit(self)
@@ -79,6 +80,7 @@ class Device:
 
     def give(self) -> None:
         """Packets for the guest."""
+        self.more_to_give = False
         if self.rx.running and not self.broken:
             try:
                 receive(self)
@@ -87,10 +89,7 @@ class Device:
 
     def close(self) -> None:
         """The guest is gone. What it had put into its ring is in its memory still: take that, then let go."""
-        for _ in range(2 * MAX_SIZE):
-            self.take()
-            if not self.more_to_take:
-                break
+        self.take()
         for ring in self.rings:
             self._close_kick(ring)
             ring.stop()
@@ -176,7 +175,6 @@ class Device:
         ring = self.rings[queue]
         if ring is self.rx:
             self._give_back_chains()
-            self.more_to_give = False
         elif ring is self.tx:
             self.more_to_take = self.choked = False
         self._close_kick(ring)
@@ -211,8 +209,6 @@ class Device:
         self.log.debug("queue starts", queue=ring.index, size=ring.size, next_avail=ring.next_avail)
         if ring is self.tx:
             self.more_to_take = True
-        elif ring is self.rx:
-            self.more_to_give = True
 
     def _give_back_chains(self) -> None:
         """Receive buffers taken but not used are the last ones taken: take them again later."""

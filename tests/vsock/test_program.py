@@ -189,6 +189,13 @@ def test_stat_counts_bytes_and_stalls(device: RunningDevice) -> None:
     os.close(write_end)
 
 
+def test_an_idle_device_costs_nothing(device: RunningDevice) -> None:
+    device.guest.work(0.02)
+    before = device.cpu_ticks()
+    time.sleep(0.3)
+    assert device.cpu_ticks() - before <= 1
+
+
 def test_a_stalled_reader_costs_nothing_and_holds_nobody_up(device: RunningDevice) -> None:
     read_end, write_end = os.pipe()
     control, guest = device.pass_fd(write_end)
