@@ -101,7 +101,7 @@ def main() -> None:
             times["start"].append(start_subcommand(ctr, number))
         box = ctr.detached("sleep", "100000", options=["--null-io"])
         found = rig.processes(ctr)
-        pss = {role: rig.pss_mib(found[role].pid) for role in ("shim", "device", "virtiofsd")}
+        pss = {role: rig.pss_mib(found[role]) for role in ("shim", "device", "virtiofsd")}
         times["exec"] = [timed(ctr, *ctr.exec_args(box, "true")) for _ in range(options.rounds)]
     median = {name: statistics.median(values) for name, values in times.items()}
     result: dict[str, object] = {

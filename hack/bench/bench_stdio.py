@@ -52,15 +52,15 @@ def main() -> None:
         address = ctr.daemon.shim_address(box)
         found = rig.processes(ctr)
         rates: dict[str, list[float]] = {"passfd": [], "rpc": [], "guest_pipe": []}
-        reader = RpcReader(rig.vsock_socket(ctr, box), rig.guest_root(found["shim"].pid))
+        reader = RpcReader(rig.vsock_socket(ctr, box), rig.guest_root(found["shim"][0].pid))
         for _ in range(options.rounds):
             rates["passfd"].append(passfd(address, box, options.mib))
             rates["guest_pipe"].append(guest_pipe(address, box, options.mib))
             rates["rpc"].append(asyncio.run(reader.rate(options.mib)))
-        before = {role: rig.cpu_s(found[role].pid) for role in ("shim", "device")}
+        before = {role: rig.cpu_s(found[role][0].pid) for role in ("shim", "device")}
         passfd(address, box, options.cpu_mib)
         gib = options.cpu_mib / 1024
-        cpu = {role: (rig.cpu_s(found[role].pid) - before[role]) / gib for role in before}
+        cpu = {role: (rig.cpu_s(found[role][0].pid) - before[role]) / gib for role in before}
     median = {name: statistics.median(values) for name, values in rates.items()}
     result: dict[str, object] = {
         "shim_cpu_s_per_gib": round(cpu["shim"], 3),

@@ -67,11 +67,12 @@ def containerd(options: argparse.Namespace) -> Iterator[Ctr]:
         daemon.remove()
 
 
-def processes(ctr: Ctr) -> dict[str, process.Process]:
-    """The processes of the one sandbox that runs: shim, qemu, virtiofsd, device."""
-    return {
-        found.role: found for found in process.marked(str(ctr.daemon.root)).values() if found.role != "other"
-    }
+def processes(ctr: Ctr) -> dict[str, list[process.Process]]:
+    """The processes of the one sandbox that runs by role: shim, qemu, virtiofsd (two), device."""
+    found: dict[str, list[process.Process]] = {}
+    for item in process.marked(str(ctr.daemon.root)).values():
+        found.setdefault(item.role, []).append(item)
+    return found
 
 
 def vsock_socket(ctr: Ctr, sandbox: str) -> Path:
@@ -94,13 +95,14 @@ def cpu_s(pid: int) -> float:
     return found.cpu_s
 
 
-def pss_mib(pid: int) -> float:
-    """Proportional set size, anonymous and file pages; the guest's RAM, which is shared memory, left out."""
-    fields = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, value, *_ = line.split()
-        fields[name] = int(value)
-    return round((fields["Pss_Anon:"] + fields["Pss_File:"]) / 1024, 1)
+def pss_mib(processes: list[process.Process]) -> float:
+    """Proportional set size of anonymous and file pages; the guest's RAM, which is shared memory, left out."""
+    total = 0
+    for item in processes:
+        for line in Path(f"/proc/{item.pid}/smaps_rollup").read_text().splitlines()[1:]:
+            name, value, *_ = line.split()
+            total += int(value) if name in ("Pss_Anon:", "Pss_File:") else 0
+    return round(total / 1024, 1)
 
 
 class Exec:

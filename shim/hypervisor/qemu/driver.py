@@ -164,14 +164,15 @@ class QemuHypervisor:
         status = child.status
         assert status is not None
         if self._stopping:
-            return "stopped"
-        if status < 0:
+            # The console still counts: a VM is also stopped because its guest never answered.
+            parts = ["stopped"]
+        elif status < 0:
             parts = [f"QEMU was killed by {signal.Signals(-status).name}"]
         elif self._shutdown is not None:
             parts = [f"the VM ended itself ({self._shutdown})"]
         else:
             parts = [f"QEMU exited with {status}"]
-        if output := child.output_tail.strip():
+        if not self._stopping and (output := child.output_tail.strip()):
             parts.append(f"QEMU: {output.splitlines()[-1]}")
         if self._console is not None and (lines := self._console.text.strip().splitlines()):
             # After a panic the last lines are a stack trace; what it was about stands before.
