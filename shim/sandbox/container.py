@@ -234,6 +234,11 @@ class Container:
         process = self.process(exec_id)
         self._background.spawn(process.close_stdin(), f"close stdin {self.id} {exec_id}")
 
+    def close_streams(self) -> None:
+        """Give up the stdio of all its processes."""
+        for process in (self.init, *self.execs.values()):
+            process.close_streams()
+
     def vm_died(self) -> None:
         """Nothing runs any more: tell every exit now. What is being started fails by itself."""
         self._endings.vm_died()

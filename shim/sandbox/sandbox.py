@@ -80,6 +80,7 @@ class Sandbox:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():  # by `delete`: the caller of Create has given up and learns nothing new
+                self._forget(container)  # a task that was cancelled before it ran has not
                 raise NotFound("container not created: deleted while it was being created") from None
             raise
 
@@ -89,10 +90,15 @@ class Sandbox:
             self._record.set_container(container.id, pid)
             return pid
         except BaseException:
-            del self.containers[container.id]
+            self._forget(container)
             raise
         finally:
-            del self._creating[container.id]
+            self._creating.pop(container.id, None)
+
+    def _forget(self, container: Container) -> None:
+        if self.containers.get(container.id) is container:
+            del self.containers[container.id]
+            self._creating.pop(container.id, None)
 
     async def start(self, container_id: str, exec_id: str) -> int:
         container = self.container(container_id)
@@ -136,15 +142,18 @@ class Sandbox:
         if self._machine is not None:
             await self._machine.stop()
         await self._background.aclose()
+        for container in self.containers.values():
+            container.close_streams()
 
     # -- the VM ----------------------------------------------------------------------------------------------
 
     async def _booted(self, spec: Mapping[str, Any]) -> Guest:
         """The booted guest; `spec` is of the container that wants it and shapes the sandbox if it is the
         first."""
-        if self._machine is not None and self._machine.died.is_set():
-            raise Unavailable(f"the sandbox has died: {self._machine.reason or 'boot failed'}")
-        return await asyncio.shield(self._begin_boot(spec))
+        guest = await asyncio.shield(self._begin_boot(spec))
+        if self._machine is None or self._machine.died.is_set():
+            raise Unavailable(f"the sandbox has died: {self._machine.reason if self._machine else 'no VM'}")
+        return guest
 
     def _begin_boot(self, spec: Mapping[str, Any]) -> asyncio.Task[Guest]:
         if self._boot is None:

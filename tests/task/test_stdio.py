@@ -1,0 +1,106 @@
+"""stdio through the Task service: when exits may be told, and what CloseIO does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from shim.agent.api import ProcessIds, StdioPorts
+from shim.errors import Internal
+from shim.pb.containerd.task import v2
+from tests.sandbox.stack import Stack, until, with_stack
+
+INIT = ProcessIds("c1")
+
+
+@with_stack
+async def test_an_exit_is_told_after_the_last_byte_is_in_the_fifo(shim: Stack) -> None:
+    shim.device.automatic = False
+    fifos = shim.fifos("stdout", "stderr")
+    await shim.run(**fifos)
+    reader = os.open(fifos["stdout"], os.O_RDONLY | os.O_NONBLOCK)
+    waiter = asyncio.create_task(shim.wait())
+    shim.agent.exit("c1", code=5)
+    stdout, stderr = shim.stream(0), shim.stream(1)
+    stdout.write(b"last words")
+    stderr.finish()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not waiter.done()
+    assert "TaskExited:c1" not in shim.told()
+    stdout.finish()
+    assert await waiter == 5
+    assert os.read(reader, 100) == b"last words"
+    assert os.read(reader, 100) == b""
+    os.close(reader)
+    await shim.delete()
+
+
+@with_stack
+async def test_a_child_that_keeps_stdout_does_not_keep_the_exit(shim: Stack) -> None:
+    shim.device.automatic = False
+    await shim.run()
+    await shim.exec("e1", **shim.fifos("stdout"))
+    await shim.start(exec_id="e1")
+    shim.agent.exit("c1", "e1", 0)
+    assert await shim.wait(exec_id="e1") == 0
+    await shim.delete(exec_id="e1")
+
+
+@with_stack
+async def test_every_kind_of_stream_has_its_port(shim: Stack) -> None:
+    await shim.run(**shim.fifos("stdin", "stdout", "stderr"))
+    assert shim.agent.ports[INIT] == StdioPorts(0x40000000, 0x40000001, 0x40000002)
+    await shim.exec("e1", terminal=True, **shim.fifos("stdin", "stdout", "stderr"))
+    await shim.start(exec_id="e1")
+    assert shim.agent.ports[ProcessIds("c1", "e1")].stderr == 0
+    await shim.exec("e2")
+    await shim.start(exec_id="e2")
+    assert shim.agent.ports[ProcessIds("c1", "e2")] == StdioPorts(0, 0, 0)
+
+
+@with_stack
+async def test_closing_stdin_reaches_the_stream_whenever_it_is_asked(shim: Stack) -> None:
+    async def close(exec_id: str = "") -> None:
+        await shim.task.close_io(v2.CloseIoRequest(id="c1", exec_id=exec_id, stdin=True))
+
+    await shim.create(**shim.fifos("stdin"))
+    await close()  # before Start
+    await until(lambda: shim.stream(0).eofs == 1)
+    await shim.start()
+    await shim.exec("e1", **shim.fifos("stdin"))
+    await close("e1")  # before there is a stream
+    await shim.start(exec_id="e1")
+    await until(lambda: shim.stream(1).eofs == 1)
+    assert "close_stdin" not in shim.agent.calls, "the agent would cut off what is on its way"
+    await shim.task.close_io(v2.CloseIoRequest(id="c1"))  # not stdin: nothing
+    shim.agent.exit("c1")
+    await shim.wait()
+    await close()
+
+
+@with_stack
+async def test_a_start_that_fails_gives_up_the_streams(shim: Stack) -> None:
+    await shim.run()
+    await shim.exec("e1", **shim.fifos("stdin", "stdout"))
+    shim.agent.fail["exec_process"] = Internal("no")
+    with pytest.raises(Internal):
+        await shim.start(exec_id="e1")
+    assert all(stream.closed for stream in shim.device.streams.values())
+
+
+@with_stack
+async def test_streams_are_kept_until_delete(shim: Stack) -> None:
+    fifos = shim.fifos("stdout")
+    await shim.run(**fifos)
+    shim.stream(0).write(b"for a late reader")
+    shim.stream(0).finish()
+    shim.agent.exit("c1")
+    await shim.wait()
+    reader = os.open(fifos["stdout"], os.O_RDONLY | os.O_NONBLOCK)
+    assert os.read(reader, 100) == b"for a late reader"
+    os.close(reader)
+    await shim.delete()
+    assert shim.stream(0).closed
