@@ -18,7 +18,7 @@ from .memory import BadAddress, Memory, map_region
 from .poller import Poller
 from .receive import receive
 from .transmit import transmit
-from .vhost_user import F_EVENT_IDX, QUEUES, Refused
+from .vhost_user import F_EVENT_IDX, F_PROTOCOL_FEATURES, QUEUES, Refused
 from .vring import Ring, RingFault
 
 TYPE_CHECKING = False
@@ -112,6 +112,9 @@ class Device:
 
     def set_features(self, features: int) -> None:
         self.event_idx = bool(features & F_EVENT_IDX)
+        if not features & F_PROTOCOL_FEATURES:
+            for ring in self.rings:
+                ring.enabled = True  # nobody will say so
 
     def set_memory(self, regions: list[tuple[int, int, int, int, int]]) -> None:
         """May come while the rings run: they stay where they are in the front end's addresses."""
@@ -202,7 +205,8 @@ class Device:
         if ring.running or ring.kick < 0 or not ring.enabled or not ring.is_mapped():
             return
         if not ring.start():
-            self.log.info("the guest was restarted", connections=len(self.hub.muxer.connections))
+            if self.hub.muxer.connections:
+                self.log.info("the guest was restarted", connections=len(self.hub.muxer.connections))
             self.hub.detach_all()
         if self.broken and not any(other.running for other in self.rings if other is not ring):
             self.broken = False

@@ -137,7 +137,10 @@ class Hub:
         if events & (EPOLLIN | EPOLLHUP | EPOLLRDHUP):
             if events & (EPOLLHUP | EPOLLRDHUP):
                 stream.last_edge = True
-                stream.hung_up = bool(events & EPOLLHUP) and stream.is_socket
+                if events & EPOLLHUP and stream.is_socket:
+                    stream.hung_up = True
+                    if stream.host_shut and stream.state == OPEN:
+                        self.host_eof(stream)  # it had only half-closed so far
             if not stream.waits_for_credit and stream.wants_host_data():
                 self.muxer.wake(stream)
         if events & (EPOLLOUT | EPOLLERR) and stream.sink:

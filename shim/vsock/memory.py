@@ -62,6 +62,13 @@ class Memory:
         self.regions = ordered
         self.largest = max(ordered, key=lambda region: region.size, default=None)
 
+    def region_at(self, gpa: int) -> Region | None:
+        """The region that holds guest physical address `gpa`."""
+        for region in self.regions:
+            if region.gpa <= gpa < region.gpa_end:
+                return region
+        return None
+
     def guest(self, gpa: int, length: int) -> memoryview:
         """`length` bytes at guest physical address `gpa`."""
         for region in self.regions:

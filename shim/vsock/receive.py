@@ -146,10 +146,10 @@ def _take_chains(device: Device) -> bool:
     last = ring.next_avail
     if last == end:
         return bool(chains)
-    largest = memory.largest
-    if largest is None:
+    region = ring.region
+    if region is None:
         raise RingFault("no guest memory")
-    main, main_gpa, main_end = largest.view, largest.gpa, largest.gpa_end
+    main, main_gpa, main_end = region.view, region.gpa, region.gpa_end
     avail, table, size, mask = ring.avail, ring.table, ring.size, ring.mask
     while last != end:
         head = avail[2 + (last & mask)]
@@ -179,6 +179,7 @@ def _take_chains(device: Device) -> bool:
             at -= main_gpa
             chains.append((head, main[address : address + LENGTH], main[at : at + rest], rest))
             continue
+        ring.region = memory.region_at(address) or region
         first, *others = ring.segments(head, memory, writable=True)
         if len(first) > LENGTH:
             chains.append((head, first[:LENGTH], first[LENGTH:], len(first) - LENGTH))

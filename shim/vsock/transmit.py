@@ -31,10 +31,10 @@ def transmit(device: Device) -> None:
     """
     ring, hub, memory = device.tx, device.hub, device.memory
     muxer = hub.muxer
-    largest = memory.largest
-    if largest is None:
+    region = ring.region
+    if region is None:
         raise RingFault("no guest memory")
-    main, main_gpa, main_end = largest.view, largest.gpa, largest.gpa_end
+    main, main_gpa, main_end = region.view, region.gpa, region.gpa_end
     avail, used, elements, table = ring.avail, ring.used, ring.elements, ring.table
     size, mask, event_at, event_idx = ring.size, ring.mask, ring.event_at, device.event_idx
     read_descriptor, read_pair, read_header = DESCRIPTOR.unpack_from, PAIR.unpack_from, PACKED.unpack_from
@@ -92,6 +92,7 @@ def transmit(device: Device) -> None:
                     at -= main_gpa
                     payload = main[at : at + count]
             else:
+                ring.region = memory.region_at(address) or region
                 segments = ring.segments(head, memory, writable=False)
                 packet = memoryview(gather(segments, LENGTH + MAX_PAYLOAD))
                 if len(packet) < LENGTH:

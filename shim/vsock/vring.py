@@ -22,7 +22,7 @@ from __future__ import annotations
 import _thread
 from struct import Struct
 
-from .memory import Memory
+from .memory import Memory, Region
 
 DESCRIPTOR = Struct("<QIHH")
 # the two descriptors of an indirect table, read at once
@@ -58,6 +58,7 @@ class Ring:
         "kick",
         "mask",
         "next_avail",
+        "region",
         "resume",
         "running",
         "signalled",
@@ -86,6 +87,8 @@ class Ring:
 
     def unmap(self) -> None:
         """Let go of guest memory."""
+        # where the driver's buffers were last seen, for the fast paths of the packet loops
+        self.region: Region | None = None
         empty = memoryview(b"")
         self.table = empty
         self.avail = self.used = empty.cast("H")
@@ -110,6 +113,7 @@ class Ring:
         self.table, self.avail, self.used = table_view, avail_view.cast("H"), used_view.cast("H")
         self.elements = used_view[4 : 4 + 8 * size].cast("I")
         self.mask, self.event_at = size - 1, 2 + 4 * size
+        self.region = memory.largest
 
     def start(self) -> bool:
         """Begin where the driver is. False if that is not where the ring was stopped: then it is a new

@@ -209,10 +209,14 @@ class GuestDriver:
         self.features = offered & wanted
         self.request(Request.SET_FEATURES, struct.pack("<Q", self.features))
 
-    def share_memory(self) -> int:
-        """The device's verdict: 0 is good."""
-        body = struct.pack("<IIQQQQ", 1, 0, GPA, RAM, UVA, 0)
-        self.request(Request.SET_MEM_TABLE, body, [self.memfd], ack=True)
+    def share_memory(self, split: int = 0) -> int:
+        """The device's verdict: 0 is good. With `split`, in two regions of which the first has that many
+        bytes."""
+        parts = [(0, split), (split, RAM - split)] if split else [(0, RAM)]
+        body = struct.pack("<II", len(parts), 0)
+        for at, size in parts:
+            body += struct.pack("<QQQQ", GPA + at, size, UVA + at, at)
+        self.request(Request.SET_MEM_TABLE, body, [self.memfd] * len(parts), ack=True)
         return struct.unpack("<Q", self.answer())[0]
 
     def start_ring(self, index: int, base: int = 0) -> None:

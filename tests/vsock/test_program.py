@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import random
+import select
 import socket
 import threading
 import time
@@ -285,6 +286,14 @@ def test_a_socket_is_half_closed_in_both_directions(device: RunningDevice) -> No
     assert device.answer(client) == b""
 
 
+def test_a_client_that_leaves_after_its_half_close_is_gone_for_the_guest(device: RunningDevice) -> None:
+    client, guest = device.connect()
+    client.shutdown(socket.SHUT_WR)
+    device.run_until(lambda: guest.peer_shut == header.SHUT_SEND)
+    client.close()
+    device.run_until(lambda: guest.peer_shut == header.SHUT_BOTH)
+
+
 def test_regular_files_and_dev_null_are_always_ready(device: RunningDevice, tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.write_bytes(noise.randbytes(300_000))
@@ -396,6 +405,27 @@ def test_memory_may_be_shared_anew_while_rings_run(device: RunningDevice) -> Non
         device.run_until(lambda: guest.received.endswith(b"abc") and guest.received.clear() is None)
         guest.send(b"def")
         assert device.answer(client) == b"def"
+
+
+@pytest.mark.parametrize("split", [2 << 20, (4 << 20) + 5 * 131072])
+def test_buffers_may_lie_in_any_region(device: RunningDevice, split: int) -> None:
+    """Rings and receive buffers in the smaller region; then also some packets, so that they change all
+    the time."""
+    assert device.guest.share_memory(split) == 0
+    client, guest = device.connect()
+    data = noise.randbytes(2 * MIB)
+    guest.send(data)
+    client.setblocking(True)
+    Writer(client.fileno(), data, close=False)
+    got = bytearray()
+
+    def transferred() -> bool:
+        while select.select([client], [], [], 0)[0]:
+            got.extend(client.recv(MIB))
+        return len(got) == len(data) == len(guest.received)
+
+    device.run_until(transferred)
+    assert got == data == guest.received
 
 
 def test_ring_indices_wrap(device: RunningDevice) -> None:
