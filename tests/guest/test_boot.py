@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shim import errors
+from shim.guest import boot, syscall
+
+
+def test_modules_for_the_first_connection_come_first_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "order").write_text("fuse.ko\nvirtio.ko\nvirtio-pci.ko\nvirtiofs.ko\nvsock.ko\n")
+    first, rest = boot.modules(str(tmp_path))
+    assert first == [f"{tmp_path}/{name}" for name in ("virtio.ko", "virtio-pci.ko", "vsock.ko")]
+    assert rest == [f"{tmp_path}/fuse.ko", f"{tmp_path}/virtiofs.ko"]
+
+
+def test_an_image_without_modules_is_fine(tmp_path: Path) -> None:
+    assert boot.modules(str(tmp_path / "none")) == ([], [])
+
+
+def test_the_kernel_command_line_gives_the_agents_parameters() -> None:
+    parameters = boot.parse_cmdline(
+        "quiet agent.passfd_listener_port=1 agent.log=debug agent.flag agent.passfd_listener_port=1027 x=agent.y\n"
+    )
+    assert parameters == {"passfd_listener_port": "1027", "log": "debug", "flag": ""}
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("1027", 1027), ("", 9), ("-1", 9), ("abc", 9), ("1e3", 9), ("0", 0)]
+)
+def test_a_parameter_that_is_no_number_counts_as_absent(value: str, number: int) -> None:
+    assert boot.number({"n": value}, "n", 9) == number
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a b", "x.ko"])
+def test_a_kernel_module_is_named_and_not_a_path(name: str) -> None:
+    with pytest.raises(errors.InvalidArgument):
+        boot.load_by_name(name, "")
+
+
+def test_a_kernel_module_that_the_image_has_is_loaded_with_its_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "order").write_text("some_thing.ko\n")
+    files = boot.modules(str(tmp_path))
+    monkeypatch.setattr(boot, "modules", lambda: files)
+    loaded = []
+    monkeypatch.setattr(syscall, "load_module", lambda *call: loaded.append(call))
+    boot.load_by_name("some-thing", "a=1")
+    assert loaded == [(f"{tmp_path}/some_thing.ko", "a=1")]
+    with pytest.raises(errors.NotFound, match="no_such_module"):
+        boot.load_by_name("no_such_module", "")
