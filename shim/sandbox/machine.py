@@ -42,7 +42,8 @@ _SHM_STORAGE = Storage(
 _ENTROPY_BYTES = 512
 _VM = "the VM"
 # The companions end when the VM does: its own end, seen within this time, is the better explanation.
-_ROOT_CAUSE_S = 0.05
+_ROOT_CAUSE_S = 0.25
+_POST_MORTEM_S = 0.5
 
 T = TypeVar("T")
 
@@ -204,8 +205,11 @@ class Machine:
         died = asyncio.create_task(self.died.wait(), name="boot watch")
         try:
             await asyncio.wait([task, died], return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise Unavailable(self.reason)
+            if task.done() and not task.cancelled() and isinstance(task.exception(), Unavailable):
+                # Most likely because of a death that is only just about to be seen.
+                await asyncio.wait([died], timeout=_POST_MORTEM_S)
+            if died.done():
+                raise Unavailable(self.reason) from (task.exception() if task.done() else None)
             return task.result()
         except BaseExceptionGroup as group:  # several parts failed to start: the first says enough
             raise _first(group) from group

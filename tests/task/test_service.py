@@ -448,6 +448,18 @@ async def test_the_death_of_the_vm_during_boot_fails_create_with_its_last_words(
 
 
 @with_stack
+async def test_a_boot_step_that_fails_because_the_vm_died_says_why_it_died(shim: Stack) -> None:
+    shim.agent.hold["connect"] = asyncio.Event()
+    create = asyncio.create_task(shim.create())
+    await until(lambda: "connect" in shim.agent.calls)
+    shim.agent.lose()
+    await asyncio.sleep(0)
+    shim.hypervisor.die(1, "console: Kernel panic - not syncing")
+    with pytest.raises(Unavailable, match="Kernel panic"):
+        await create
+
+
+@with_stack
 async def test_a_lost_agent_with_a_live_vm_is_an_unknown_exit(shim: Stack) -> None:
     await shim.run()
     shim.agent.lose()
