@@ -13,7 +13,6 @@ import signal
 from shim import errors
 from shim.guest import cgroup
 from shim.guest.process import Process
-from shim.guest.reaper import Reaper
 from shim.guest.runtime import Runtime, write_json
 from shim.guest.spec import inherit_process
 from shim.guest.stdio import Stdio
@@ -40,7 +39,6 @@ class Container:
         spec: dict[str, Any],
         *,
         runtime: Runtime,
-        reaper: Reaper,
         on_oom: Callable[[], None],
         log: Log,
     ) -> None:
@@ -50,7 +48,7 @@ class Container:
         self.cgroup: str = spec["linux"]["cgroupsPath"]
         self.storages: list[str] = []
         self._bundle = bundle
-        self._runtime, self._reaper, self._on_oom, self._log = runtime, reaper, on_oom, log
+        self._runtime, self._on_oom, self._log = runtime, on_oom, log
         self._lock = asyncio.Lock()
         self._init: Process | None = None
         self._execs: dict[str, Process] = {}
@@ -65,14 +63,14 @@ class Container:
                 os.makedirs(self._bundle, mode=0o700)
                 write_json(f"{self._bundle}/config.json", self.spec)
                 self._created = True
-                pid, master = await self._runtime.create(
+                launched = await self._runtime.create(
                     self.id, self._bundle, args, stdio.open(), terminal=stdio.terminal
                 )
             except BaseException:
                 stdio.abandon()
                 raise
             self._init = Process("", args, stdio)
-            self._init.run(self._reaper, pid, master, self._on_init_exit)
+            self._init.run(launched, self._on_init_exit)
             self._oom = cgroup.OomWatch(self.cgroup, self._on_oom)
 
     async def start(self) -> None:
@@ -95,7 +93,7 @@ class Container:
                 if self.init.ended:
                     raise errors.FailedPrecondition(f"container {self.id} has ended")
                 inherit_process(process, self.spec["process"])
-                pid, master = await self._runtime.exec(self.id, process, stdio.open())
+                launched = await self._runtime.exec(self.id, process, stdio.open())
             except BaseException:
                 stdio.abandon()
                 raise
@@ -103,7 +101,7 @@ class Container:
             self._execs.pop(exec_id, None)
             self._forget_old_execs()
             self._execs[exec_id] = started
-            started.run(self._reaper, pid, master, lambda: None)
+            started.run(launched, lambda: None)
             return started
 
     def _forget_old_execs(self) -> None:

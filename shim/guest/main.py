@@ -49,7 +49,7 @@ async def serve(parameters: dict[str, str], log: Log) -> None:
     pipe_size = boot.number(parameters, "container_pipe_size", 0) or PIPE_SIZE
     prepared = asyncio.create_task(_prepare(runtime, log))
     service = Service(
-        Sandbox(reaper, runtime, streams, log, pipe_size=pipe_size),
+        Sandbox(runtime, streams, log, pipe_size=pipe_size),
         ready=lambda: asyncio.shield(prepared),
         load_module=boot.load_by_name,
         power_off=syscall.power_off,

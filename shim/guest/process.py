@@ -7,7 +7,8 @@ import os
 import signal
 from collections.abc import Callable
 
-from shim.guest.reaper import Reaper, exit_code
+from shim.guest.reaper import exit_code
+from shim.guest.runtime import Launched
 from shim.guest.stdio import Stdio
 
 
@@ -25,11 +26,11 @@ class Process:
         self._watcher: asyncio.Task[None] | None = None
         self._terminated = False
 
-    def run(self, reaper: Reaper, pid: int, master: int, on_exit: Callable[[], None]) -> None:
-        """The process was started as `pid`. `on_exit` is called once it has ended, before any waiter."""
-        self.pid = pid
-        self.stdio.attach(master)
-        self._watcher = asyncio.create_task(self._watch(reaper.watch(pid), on_exit))
+    def run(self, launched: Launched, on_exit: Callable[[], None]) -> None:
+        """The process was started. `on_exit` is called once it has ended, before any waiter."""
+        self.pid = launched.pid
+        self.stdio.attach(launched.master)
+        self._watcher = asyncio.create_task(self._watch(launched.exited, on_exit))
 
     async def _watch(self, exited: asyncio.Future[int], on_exit: Callable[[], None]) -> None:
         status = await exited

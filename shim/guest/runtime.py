@@ -8,10 +8,12 @@ crun's own messages go to a log file (`--log`), since fds 0-2 become the contain
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 
@@ -40,6 +42,14 @@ def sealed_copy(path: str) -> str:
     return f"/proc/self/fd/{fd}"
 
 
+class Launched:
+    """A process that crun has made: its pid, its wait status to come (await it through `asyncio.shield`), and
+    the master of its terminal (owned by the caller) or -1."""
+
+    def __init__(self, pid: int, exited: asyncio.Future[int], master: int) -> None:
+        self.pid, self.exited, self.master = pid, exited, master
+
+
 class Runtime:
     """crun's commands as coroutines. Raises `errors.ShimError` with crun's message.
 
@@ -54,8 +64,8 @@ class Runtime:
 
     async def create(
         self, container_id: str, bundle: str, args: list[str], stdio: tuple[int, int, int], *, terminal: bool
-    ) -> tuple[int, int]:
-        """`crun create`: (pid of the init process, fd of its terminal's master or -1).
+    ) -> Launched:
+        """`crun create` of a bundle's config.json, up to the init process that waits for `start`.
 
         `args` is what the init process will execute, for the message only.
         """
@@ -64,8 +74,8 @@ class Runtime:
 
     async def exec(
         self, container_id: str, process: Mapping[str, Any], stdio: tuple[int, int, int]
-    ) -> tuple[int, int]:
-        """`crun exec` of a runtime spec process: (pid, fd of its terminal's master or -1)."""
+    ) -> Launched:
+        """`crun exec` of a runtime spec process."""
         path = self._path("process")
         write_json(path, process)
         try:
@@ -91,7 +101,7 @@ class Runtime:
         stdio: tuple[int, int, int],
         *,
         terminal: bool,
-    ) -> tuple[int, int]:
+    ) -> Launched:
         pid_file = self._path("pid")
         with self._reaper.adopting(), contextlib.ExitStack() as stack:
             stack.callback(_unlink, pid_file)
@@ -101,8 +111,13 @@ class Runtime:
                 command += ["--console-socket", console.getsockname()]
             await self._run(command, operands, stdio, args)
             pid = _read_pid(pid_file)
-            self._reaper.watch(pid)
-            return pid, -1 if console is None else _receive_master(console)
+            # Before anything that may fail: this is the last moment to ask for a process that has ended.
+            exited = self._reaper.watch(pid)
+            try:
+                return Launched(pid, exited, -1 if console is None else _receive_master(console))
+            except BaseException:
+                os.kill(pid, signal.SIGKILL)  # reaped by the reaper only, so the pid is still its own
+                raise
 
     @contextlib.contextmanager
     def _console(self) -> Iterator[socket.socket]:

@@ -14,7 +14,6 @@ from shim.guest import cgroup, spec, syscall
 from shim.guest.container import Container
 from shim.guest.mounts import Storages, check_path
 from shim.guest.process import Process
-from shim.guest.reaper import Reaper
 from shim.guest.runtime import Runtime
 from shim.guest.stdio import PIPE_SIZE, Stdio
 from shim.guest.streams import Streams
@@ -46,7 +45,6 @@ class Sandbox:
 
     def __init__(
         self,
-        reaper: Reaper,
         runtime: Runtime,
         streams: Streams,
         log: Log,
@@ -54,7 +52,7 @@ class Sandbox:
         base: str = BASE,
         pipe_size: int = PIPE_SIZE,
     ) -> None:
-        self._reaper, self._runtime, self._streams, self._log = reaper, runtime, streams, log
+        self._runtime, self._streams, self._log = runtime, streams, log
         self._base, self._pipe_size = base, pipe_size
         self._containers: dict[str, Container] = {}
         self._infra: Container | None = None
@@ -125,7 +123,6 @@ class Sandbox:
             f"{self._base}/{container_id}",
             oci,
             runtime=self._runtime,
-            reaper=self._reaper,
             on_oom=lambda: self.oom_events.put_nowait(container_id),
             log=self._log,
         )

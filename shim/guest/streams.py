@@ -86,7 +86,9 @@ class Streams:
                 await asyncio.wait(futures.values(), timeout=timeout_s)
             missing = [port for port, future in futures.items() if not future.done()]
             if missing:
-                raise errors.DeadlineExceeded(f"no stream from host port {missing[0]} within {timeout_s:.3g} s")
+                raise errors.DeadlineExceeded(
+                    f"no stream from host port {missing[0]} within {timeout_s:.3g} s"
+                )
         except BaseException:
             for port, future in futures.items():
                 self._wanted.pop(port, None)

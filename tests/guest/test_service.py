@@ -37,7 +37,7 @@ class Agent:
         self.reaper.install()
         self.streams = Streams(log)
         runtime = Runtime(self.reaper, crun, str(directory / "scratch"))
-        self.sandbox = Sandbox(self.reaper, runtime, self.streams, log, base=str(directory / "base"))
+        self.sandbox = Sandbox(runtime, self.streams, log, base=str(directory / "base"))
         self.powered_off: list[bool] = []
         self.modules: list[tuple[str, str]] = []
         self._table = Service(
