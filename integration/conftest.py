@@ -36,6 +36,17 @@ echo again >>/proc/self/fd/1
 """
 
 
+def assert_whole(out: bytes) -> None:
+    """`out` is the payload, every byte of it; else an AssertionError that says which bytes are not there."""
+    if hashlib.sha256(out).hexdigest() == PAYLOAD_HASH:
+        return
+    at = next((n for n in range(min(len(out), len(PAYLOAD))) if out[n] != PAYLOAD[n]), len(out))
+    resumed = PAYLOAD.find(out[at : at + 64]) if at + 64 <= len(out) else -1
+    raise AssertionError(
+        f"{len(out)} of {len(PAYLOAD)} bytes; right up to {at}, then what belongs at {resumed}"
+    )
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("integration")
     group.addoption("--containerd", default="1.6", choices=[*VERSIONS, "all"], help="version to run on")

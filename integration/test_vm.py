@@ -54,11 +54,12 @@ def test_state_answers_within_a_tenth_of_a_second_while_the_vm_boots(ctr: Ctr) -
         time.sleep(0.02)
     assert child.returncode == 0
     child.communicate()
-    # Under a load of our own making one answer in a hundred may be late; none may come near containerd's 2 s.
+    # The first call may come while the daemon itself still starts; of the rest a few may be late on a busy
+    # machine. None may come near the 2 s after which containerd gives the task up.
     times = sorted(seconds for seconds, _ in answers)
     assert len(times) > 20, "the boot took no time at all?"
     assert times[int(len(times) * 0.98)] < 0.1, times[-5:]
-    assert times[-1] < 0.5, times[-5:]
+    assert times[-1] < 1, times[-5:]
 
 
 def test_two_sandboxes_start_side_by_side(ctr: Ctr) -> None:
