@@ -136,9 +136,12 @@ def ctr(containerd: Containerd, request: pytest.FixtureRequest) -> Ctr:
 @pytest.fixture(scope="module")
 def box(ctr: Ctr) -> Iterator[str]:
     """A running container that the execs of one module share."""
-    container = ctr.detached("sleep", "100000", options=["--null-io"])
-    yield container
-    ctr.remove(container)
+    container = ctr.new_id()
+    try:
+        ctr(*ctr.run_args(container, "sleep", "100000", options=["-d", "--null-io"])).ok()
+        yield container
+    finally:
+        ctr.remove(container)
 
 
 @pytest.fixture(autouse=True)
