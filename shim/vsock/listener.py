@@ -160,7 +160,7 @@ class Listener:
         source, sink, is_socket = directions(caller.fds[0])
         host_port = self._hub.muxer.new_port(port)
         fd = caller.fds.pop()
-        if sink and not is_socket:
+        if not is_socket:
             enlarge(fd)
         stream = Stream(host_port, port, fd, source=source, sink=sink, is_socket=is_socket)
         if mode == STREAM:

@@ -118,9 +118,9 @@ def _burst(device: Device, stream: Stream) -> None:
     left = count
     while left:
         head, room, _, length = chains.popleft()
-        length = min(length, left)
-        if length != packet_length:
-            packet, packet_length = muxer.encode(stream, length, RW), length
+        if length != packet_length or length > left:
+            packet_length = length = min(length, left)
+            packet = muxer.encode(stream, length, RW)
         room[:] = packet
         left -= length
         slot = 2 * (used_index & mask)

@@ -89,7 +89,7 @@ def directions(fd: int) -> tuple[bool, bool, bool]:
 
 
 def enlarge(fd: int) -> None:
-    """Give a pipe that we write to `PIPE_SIZE` bytes, where that is allowed."""
+    """Give a pipe `PIPE_SIZE` bytes, where that is allowed. Does nothing to what is no pipe."""
     try:
         if fcntl.fcntl(fd, F_GETPIPE_SZ) < PIPE_SIZE:
             fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_SIZE)

@@ -130,7 +130,7 @@ def test_eof_waits_for_a_guest_that_reads_slowly(device: RunningDevice, tmp_path
     both = fifo(tmp_path, os.O_RDWR | os.O_NONBLOCK)
     control, guest = device.pass_fd(both)
     guest.reading = False
-    data = noise.randbytes(MIB)
+    data = noise.randbytes(2 * MIB)
     writer = Writer(fifo(tmp_path, os.O_WRONLY), data)
     device.run_until(lambda: len(guest.received) == 256 * 1024)
     assert writer.is_alive()
