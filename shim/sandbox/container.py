@@ -109,7 +109,7 @@ class Container:
             guest = self._booted()
             self.init.advance(Event.START)
             try:
-                self.init.hold_stdin()
+                await self.init.hold_stdin()
                 await self._resize_now(guest, self.init)
                 await guest.agent.start_container(self.id)
             except BaseException:

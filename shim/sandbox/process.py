@@ -91,9 +91,10 @@ class Process:
             await self._streams.close_stdin()
         return self._streams.ports
 
-    def hold_stdin(self) -> None:
+    async def hold_stdin(self) -> None:
+        """See `Streams.hold_stdin`."""
         if self._streams is not None:
-            self._streams.hold_stdin()
+            await self._streams.hold_stdin()
 
     async def close_stdin(self) -> None:
         """Legal at any time: before there are streams it is remembered, without stdin it is nothing."""

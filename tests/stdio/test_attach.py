@@ -111,7 +111,25 @@ async def test_input_that_ended_before_start_has_ended(device: FakeVsockDevice, 
     os.write(client, b"all of it")
     os.close(client)
     assert ended(stdin)
+    await streams.hold_stdin()  # the start, before the device has come to read it
+    assert device.streams[streams.ports.stdin].eofs == 1
+    assert ended(stdin)
     assert os.read(stdin, 100) == b"all of it"
+    streams.close()
+
+
+@on_fifos
+async def test_a_reader_that_is_gone_breaks_the_client_even_before_start(
+    device: FakeVsockDevice, endpoints: Endpoints
+) -> None:
+    assert endpoints.stdin is not None
+    streams = await attached(device, endpoints)
+    client = os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK)
+    device.streams[streams.ports.stdin].finish()
+    await streams.close_stdin()
+    with pytest.raises(BrokenPipeError):
+        os.write(client, b"x")
+    os.close(client)
     streams.close()
 
 
@@ -123,14 +141,14 @@ async def test_after_start_a_client_that_goes_away_has_detached(
     streams = await attached(device, endpoints)
     stdin = device.streams[streams.ports.stdin].fd
     client = os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK)
-    streams.hold_stdin()
-    streams.hold_stdin()
+    await streams.hold_stdin()
+    await streams.hold_stdin()
     os.close(client)
     assert not ended(stdin)
     await streams.close_stdin()
     assert device.streams[streams.ports.stdin].eofs == 1
     assert ended(stdin), "for a device that does not know eof"
-    streams.hold_stdin()
+    await streams.hold_stdin()
     assert ended(stdin), "what is closed stays closed"
     streams.close()
 
@@ -150,7 +168,7 @@ async def test_an_execs_input_is_held_before_the_device_can_see_its_end(
 async def test_no_path_is_no_stream_and_port_zero(device: FakeVsockDevice, endpoints: Endpoints) -> None:
     streams = await attached(device, Endpoints(None, endpoints.stdout, None))
     assert (streams.ports.stdin, streams.ports.stderr) == (0, 0)
-    streams.hold_stdin()
+    await streams.hold_stdin()
     await streams.close_stdin()
     streams.close()
     streams.close()
