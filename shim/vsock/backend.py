@@ -1,9 +1,9 @@
 """The device's loop: front end, clients, rings and host descriptors in one thread, and its orderly end.
 
-The device ends when the front end leaves (QEMU quit, crashed or unplugged it), on SIGTERM and SIGINT, and
-when the front end talks nonsense. Then nothing new is begun, but bytes taken from the guest still go to
-the host, as long as some host descriptor takes some at least every ten seconds; each stream is told
-DRAINED when its last byte is there. A second signal ends at once.
+The device ends when the front end hangs up (QEMU quit or crashed), on SIGTERM and SIGINT, and when the front
+end talks nonsense. Then nothing new is begun, but bytes taken from the guest still go to the host, as long as
+some host descriptor takes some at least every ten seconds; each stream is told DRAINED when its last byte is
+there. A second signal ends at once.
 """
 
 from __future__ import annotations

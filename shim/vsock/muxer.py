@@ -8,6 +8,9 @@ pairs of ports that nobody has. It goes first: a reset or a credit update must n
 A guest that floods us with packets but takes no replies would make `control` grow with resets. Its packets
 are left in its own ring while `is_choked`.
 
+A guest can make us hold at most `MAX_CONNECTIONS` times `BUF_ALLOC`, 256 MiB, and that only with as many host
+ends that nobody reads.
+
 Host ports are given out from 2^30 to 2^31-1, never one in use (Dragonball's numbers: a guest can tell
 them from the ports it chose itself).
 """
