@@ -3,17 +3,22 @@ alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from shim.agent.api import Agent, ProcessIds, StdioPorts, Storage
 from shim.agent.spec import process_message, spec_message
-from shim.errors import Internal
+from shim.errors import Internal, ShimError, from_status
 from shim.pb import grpc
 from shim.ttrpc.channel import Channel
 
 # CRI gives Delete 10 s for everything.
 _MAX_REMOVE_S = 8.0
+# Characters; runc's longest messages have some hundred.
+_MAX_ERROR = 4096
+_MAX_VERSION = 64
+
+T = TypeVar("T")
 
 
 class KataAgent(Agent):
@@ -29,19 +34,21 @@ class KataAgent(Agent):
 
     async def check(self) -> str:
         request = grpc.CheckRequest()
-        answer = await self._health.check(request, timeout=self._call_s)
+        answer = await _bounded(self._health.check(request, timeout=self._call_s))
         if answer.status != grpc.HealthCheckResponseServingStatus.SERVING:
             raise Internal(f"the agent is not serving: {answer.status!r}")
-        return (await self._health.version(request, timeout=self._call_s)).agent_version
+        return (await _bounded(self._health.version(request, timeout=self._call_s))).agent_version[
+            :_MAX_VERSION
+        ]
 
     async def set_guest_date_time(self, now_ns: int) -> None:
         seconds, nanos = divmod(now_ns, 1_000_000_000)
         request = grpc.SetGuestDateTimeRequest(sec=seconds, usec=nanos // 1000)
-        await self._agent.set_guest_date_time(request, timeout=self._call_s)
+        await _bounded(self._agent.set_guest_date_time(request, timeout=self._call_s))
 
     async def reseed_random(self, entropy: bytes) -> None:
         request = grpc.ReseedRandomDevRequest(data=entropy)
-        await self._agent.reseed_random_dev(request, timeout=self._call_s)
+        await _bounded(self._agent.reseed_random_dev(request, timeout=self._call_s))
 
     async def create_sandbox(
         self,
@@ -59,11 +66,11 @@ class KataAgent(Agent):
             storages=[_storage(storage) for storage in storages],
             sandbox_pidns=shared_pidns,
         )
-        await self._agent.create_sandbox(request, timeout=self._call_s)
+        await _bounded(self._agent.create_sandbox(request, timeout=self._call_s))
 
     async def destroy_sandbox(self) -> None:
         request = grpc.DestroySandboxRequest()
-        await self._agent.destroy_sandbox(request, timeout=self._call_s)
+        await _bounded(self._agent.destroy_sandbox(request, timeout=self._call_s))
 
     async def create_container(
         self,
@@ -83,15 +90,15 @@ class KataAgent(Agent):
             stdout_port=ports.stdout,
             stderr_port=ports.stderr,
         )
-        await self._agent.create_container(request, timeout=self._call_s)
+        await _bounded(self._agent.create_container(request, timeout=self._call_s))
 
     async def start_container(self, container_id: str) -> None:
         request = grpc.StartContainerRequest(container_id=container_id)
-        await self._agent.start_container(request, timeout=self._call_s)
+        await _bounded(self._agent.start_container(request, timeout=self._call_s))
 
     async def remove_container(self, container_id: str) -> None:
         request = grpc.RemoveContainerRequest(container_id=container_id)
-        await self._agent.remove_container(request, timeout=min(self._call_s, _MAX_REMOVE_S))
+        await _bounded(self._agent.remove_container(request, timeout=min(self._call_s, _MAX_REMOVE_S)))
 
     async def exec_process(self, ids: ProcessIds, process: Mapping[str, Any], ports: StdioPorts) -> None:
         request = grpc.ExecProcessRequest(
@@ -102,32 +109,32 @@ class KataAgent(Agent):
             stdout_port=ports.stdout,
             stderr_port=ports.stderr,
         )
-        await self._agent.exec_process(request, timeout=self._call_s)
+        await _bounded(self._agent.exec_process(request, timeout=self._call_s))
 
     async def signal_process(self, ids: ProcessIds, signal: int, *, everyone: bool) -> None:
         # The agent takes an init process's SIGKILL for everyone; other signals reach one process.
         exec_id = "" if everyone else ids.exec_id
         request = grpc.SignalProcessRequest(container_id=ids.container_id, exec_id=exec_id, signal=signal)
-        await self._agent.signal_process(request, timeout=self._call_s)
+        await _bounded(self._agent.signal_process(request, timeout=self._call_s))
 
     async def wait_process(self, ids: ProcessIds) -> int:
         request = grpc.WaitProcessRequest(container_id=ids.container_id, exec_id=ids.exec_id)
-        answer = await self._agent.wait_process(request, timeout=None)
+        answer = await _bounded(self._agent.wait_process(request, timeout=None))
         return answer.status & 0xFF  # from the guest: anything
 
     async def resize_tty(self, ids: ProcessIds, rows: int, columns: int) -> None:
         request = grpc.TtyWinResizeRequest(
             container_id=ids.container_id, exec_id=ids.exec_id, row=rows, column=columns
         )
-        await self._agent.tty_win_resize(request, timeout=self._call_s)
+        await _bounded(self._agent.tty_win_resize(request, timeout=self._call_s))
 
     async def close_stdin(self, ids: ProcessIds) -> None:
         request = grpc.CloseStdinRequest(container_id=ids.container_id, exec_id=ids.exec_id)
-        await self._agent.close_stdin(request, timeout=self._call_s)
+        await _bounded(self._agent.close_stdin(request, timeout=self._call_s))
 
     async def write_stdin(self, ids: ProcessIds, data: bytes) -> int:
         request = grpc.WriteStreamRequest(container_id=ids.container_id, exec_id=ids.exec_id, data=data)
-        written = (await self._agent.write_stdin(request, timeout=None)).len
+        written = (await _bounded(self._agent.write_stdin(request, timeout=None))).len
         if written > len(data):
             raise Internal(f"the agent says it wrote {written} of {len(data)} bytes")
         return written
@@ -140,11 +147,21 @@ class KataAgent(Agent):
 
     async def _read(self, call: Callable[..., Any], ids: ProcessIds, size: int) -> bytes:
         request = grpc.ReadStreamRequest(container_id=ids.container_id, exec_id=ids.exec_id, len=size)
-        data: bytes = (await call(request, timeout=None)).data
+        data: bytes = (await _bounded(call(request, timeout=None))).data
         return data
 
     async def aclose(self) -> None:
         await self._channel.aclose()
+
+
+async def _bounded(answer: Awaitable[T]) -> T:
+    """The agent's answer. Its errors go into logs and to users: their text is the guest's, so it is cut."""
+    try:
+        return await answer
+    except ShimError as error:
+        if len(str(error)) <= _MAX_ERROR:
+            raise
+        raise from_status(error.code, str(error)[:_MAX_ERROR] + " [cut]") from None
 
 
 def _storage(storage: Storage) -> grpc.Storage:

@@ -133,7 +133,7 @@ class Guest(grpc.AgentServiceBase):
         return Empty()
 
     async def start_container(self, start_container_request: grpc.StartContainerRequest) -> Empty:
-        raise NotFound("no such container")
+        raise NotFound("no such container" + "!" * len(start_container_request.container_id))
 
     async def create_sandbox(self, create_sandbox_request: grpc.CreateSandboxRequest) -> Empty:
         self.requests.append(create_sandbox_request)
@@ -234,8 +234,11 @@ async def test_requests_carry_what_the_agent_needs(
 async def test_errors_of_the_agent_keep_their_kind(
     agent: KataAgent, guest: Guest, health: Health, channel: Channel
 ) -> None:
-    with pytest.raises(NotFound, match="no such container"):
+    with pytest.raises(NotFound, match=r"^no such container!$"):
         await agent.start_container("c")
+    with pytest.raises(NotFound) as error:
+        await agent.start_container("c" * 1_000_000)
+    assert len(str(error.value)) < 5000
 
 
 @with_agent
