@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import sys
 
@@ -26,6 +27,8 @@ from shim.ttrpc.service import from_schema
 TTRPC_PORT = 1024
 CRUN = "/usr/bin/crun"
 SCRATCH = "/run/kata-py"
+# Six descriptors for each process with three streams. Containers whose spec sets no limit inherit it.
+_OPEN_FILES = (65536, 1048576)
 
 
 def listen(port: int) -> socket.socket:
@@ -90,6 +93,7 @@ def main() -> None:
             boot.mount_filesystems()
             boot.open_standard_streams()
             os.environ.setdefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
             for path in boot.modules()[0]:
                 _load(path, log)
         else:

@@ -18,6 +18,7 @@ from shim.log import Log
 UNCLAIMED_S = 60.0
 # A host that opens streams without using them gets its oldest ones closed.
 _MAX_UNCLAIMED = 1024
+_ACCEPT_PAUSE_S = 0.1
 
 
 class Streams:
@@ -43,11 +44,17 @@ class Streams:
             except BlockingIOError:
                 return
             except OSError as error:
-                # The connection broke before we took it, or descriptors ran out: the next event tries again.
+                # The connection broke before we took it, or descriptors ran out: not to be tried at once.
                 self._log.warning("passfd accept failed", error=error)
+                asyncio.get_running_loop().remove_reader(self._listener)
+                asyncio.get_running_loop().call_later(_ACCEPT_PAUSE_S, self._resume)
                 return
             stream.setblocking(False)
             self.arrive(address[1], stream)
+
+    def _resume(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def arrive(self, port: int, stream: socket.socket) -> None:
         """A connection from host port `port`."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 
 import pytest
@@ -176,6 +177,37 @@ def test_accepted_connections_are_known_by_the_port_of_their_peer() -> None:
             assert await asyncio.get_running_loop().sock_recv(stream, 10) == b"hello"
             stream.close()
             client.close()
+        streams.close()
+
+    go(test)
+
+
+def test_running_out_of_descriptors_is_a_pause_and_not_a_busy_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ACCEPT_PAUSE_S", 0.02)
+
+    class Listener:
+        """A listening socket whose first accept fails."""
+
+        def __init__(self, real: socket.socket) -> None:
+            self.real, self.accepts = real, 0
+            self.fileno, self.setblocking, self.close = real.fileno, real.setblocking, real.close
+
+        def accept(self) -> tuple[socket.socket, object]:
+            self.accepts += 1
+            if self.accepts == 1:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return self.real.accept()
+
+    async def test() -> None:
+        streams = make()
+        listener = Listener(socket.create_server(("127.0.0.1", 0)))
+        streams.listen(listener)  # type: ignore[arg-type]
+        client = socket.create_connection(listener.real.getsockname())
+        claimed = await streams.claim([client.getsockname()[1]], 5)
+        assert claimed[0] is not None
+        assert listener.accepts == 3, "a failure, a success, and nothing more"
+        claimed[0].close()
+        client.close()
         streams.close()
 
     go(test)
