@@ -67,7 +67,8 @@ def spec_from_proto(message: Mapping[str, Any]) -> dict[str, Any]:
     parts = {key: value for key, value in message.items() if key not in ("Process", "Solaris", "Windows")}
     spec: dict[str, Any] = _convert(parts)
     spec["process"] = process_from_proto(message.get("Process", {}))
-    spec.setdefault("ociVersion", "1.0.2")
+    # agent.proto has no field newer than this, and crun refuses a version it does not know.
+    spec["ociVersion"] = "1.0.2"
     spec.setdefault("root", {})
     spec.setdefault("mounts", [])
     linux = spec.setdefault("linux", {})

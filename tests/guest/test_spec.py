@@ -61,7 +61,7 @@ def test_every_field_gets_its_name_in_the_runtime_spec() -> None:
     # Through the wire, so that this holds for what really arrives.
     received = wire.decode(MESSAGES, "grpc.Spec", wire.encode(MESSAGES, "grpc.Spec", SPEC))
     assert spec_from_proto(received) == {
-        "ociVersion": "1.1.0",
+        "ociVersion": "1.0.2",
         "process": {
             "terminal": True,
             "consoleSize": {"height": 24, "width": 80},
