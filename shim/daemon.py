@@ -61,6 +61,8 @@ def main(argv: list[str]) -> int:
     log."""
     call = parse(argv)
     bundle_dir = Path.cwd()
+    listener = socket.socket(fileno=LISTEN_FD)
+    path: str = listener.getsockname()
     try:
         config: Config | ShimError = load()
     except ShimError as error:
@@ -70,9 +72,12 @@ def main(argv: list[str]) -> int:
     try:
         isolate_mounts()
         os.chdir("/")  # the bundle is containerd's to remove
-        asyncio.run(Daemon(call, config, log).serve(bundle_dir))
+        asyncio.run(Daemon(call, config, listener, log).serve(bundle_dir))
     except Exception as error:
         log.error("the shim has failed", error=repr(error))
+        # Children die with us and mounts vanish; what is on disk is for `delete`, which runs when nobody listens.
+        with suppress(FileNotFoundError):
+            os.unlink(path)
         return 1
     return 0
 
@@ -88,11 +93,11 @@ def isolate_mounts() -> None:
 class Daemon:
     """Wires everything up and runs it."""
 
-    def __init__(self, call: Call, config: Config | ShimError, log: Log) -> None:
+    def __init__(self, call: Call, config: Config | ShimError, listener: socket.socket, log: Log) -> None:
         self._call, self._config, self._log = call, config, log
-        self._listener = socket.socket(fileno=LISTEN_FD)
+        self._listener = listener
         self._listener.setblocking(False)
-        self._path: str = self._listener.getsockname()
+        self._path: str = listener.getsockname()
         self._record = Record.create(call.namespace, call.id, f"unix://{self._path}")
         self._record.add_process("daemon", os.getpid())
         self._done = asyncio.Event()
