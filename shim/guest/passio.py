@@ -10,6 +10,9 @@ from shim.guest.pump import Pump
 
 # CloseStdin for a passed stdin: bytes still on their way from the host's device.
 _LATE_STDIN_S = 0.2
+# How long after the exit of a process its children may go on writing to its output. Whoever waits for the
+# end of that output (ctr does) waits this long for a daemon that was left behind with it.
+_HELD_S = 10.0
 # After half-closing an output: how long the host may take to close its side before we shut down ours fully (a
 # VMM may ignore half-closes), and how long the socket is kept after that for what is queued in it.
 _HALF_CLOSE_S = 1.0
@@ -70,6 +73,7 @@ class PassedOutput:
     def __init__(self, source: int, stream: socket.socket | None, *, pty: bool) -> None:
         self._source, self._stream, self._pty = source, stream, pty
         self._null = -1
+        self._timer: asyncio.TimerHandle | None = None
         if stream is None:
             self._discard()
         else:
@@ -99,14 +103,36 @@ class PassedOutput:
             return
         os.close(self._source)
         self._source = -1
+        if self._timer is not None:
+            self._timer.cancel()
         if self._null >= 0:
             os.close(self._null)
         if self._stream is not None:
             HalfClosed(self._stream)
 
-    async def flushed(self, grace_s: float) -> None:
-        """Until what the process has written by now is in the connection, or it stalls for `grace_s`."""
-        await self._pump.settle(grace_s, counted=not self._pty)
+    async def on_exit(self, grace_s: float) -> None:
+        """The process has ended. Returns when what it wrote is in the connection, or stalls for `grace_s`.
+
+        A child of it that holds the pipe is heard for _HELD_S more; then the host gets its end.
+        """
+        target = None if self._pty else self._pump.due()
+        self._arm(target or 0)
+        await self._pump.settle(target, grace_s)
+
+    def _arm(self, target: int) -> None:
+        if not self.ended and self._stream is not None:
+            self._timer = asyncio.get_running_loop().call_later(_HELD_S, self._cut, target)
+
+    def _cut(self, target: int) -> None:
+        if self.ended or self._stream is None:
+            return
+        if self._pump.blocked or self._pump.moved < target:
+            self._arm(target)  # a slow host is no reason to lose anything
+            return
+        self._pump.stop()
+        HalfClosed(self._stream)
+        self._stream = None
+        self._discard()
 
     def close(self) -> None:
         """Stop at once. Idempotent."""

@@ -137,14 +137,23 @@ class Pump:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def settle(self, grace_s: float, *, counted: bool) -> bool:
-        """Wait until what the source holds now has been written; False if it stopped moving for `grace_s`.
+    @property
+    def blocked(self) -> bool:
+        """It holds bytes that the sink does not take."""
+        return bool(self._pending)
 
-        Called when the writing process has ended: what it wrote is in the pipe already, so bytes of a child
-        that holds the pipe open are not waited for. A pty cannot tell how much it holds (`counted=False`):
-        there the end is waited for, or `grace_s` without a byte, at most five times as long.
+    def due(self) -> int:
+        """What `moved` will be when all that the source (no pty) holds by now has been written."""
+        return self.moved + len(self._pending) + self._readable_now()
+
+    async def settle(self, target: int | None, grace_s: float) -> bool:
+        """Wait until `moved` reaches `target`; False if it stands still for `grace_s`.
+
+        For the time when the writing process has ended: what it wrote is in the pipe already, so with `due()`
+        as the target the bytes of a child that holds the pipe open are not waited for. A pty cannot tell how
+        much it holds: without a target the end is waited for, or `grace_s` without a byte, at most five times
+        as long.
         """
-        target = self.moved + len(self._pending) + self._readable_now() if counted else None
         until = self._loop.time() + 5 * grace_s
         while not self.ended and (target is None or self.moved < target):
             if target is None and self._loop.time() > until:

@@ -156,7 +156,7 @@ class Stdio:
 
     async def on_exit(self) -> None:
         """The process has ended: drop its input, return when what it wrote is in the passed streams (bounded,
-        see PassedOutput.flushed). Output goes on afterwards while a child of it holds the pipe."""
+        see PassedOutput.on_exit). Output goes on for a while if a child of it holds the pipe."""
         if self._stdin is not None:
             self._stdin.close()
         if self._master >= 0:
@@ -165,7 +165,7 @@ class Stdio:
         flushes = []
         for output in self._outputs:
             if isinstance(output, PassedOutput):
-                flushes.append(output.flushed(EXIT_GRACE_S))
+                flushes.append(output.on_exit(EXIT_GRACE_S))
             elif output is not None:
                 output.on_exit()
         await asyncio.gather(*flushes)

@@ -179,7 +179,7 @@ def test_settle_waits_for_what_is_in_the_pipe_but_not_for_its_end() -> None:
     async def test() -> None:
         ends = Ends()
         os.write(ends.writer, b"x" * 1000)
-        assert await ends.pump.settle(5.0, counted=True)
+        assert await ends.pump.settle(ends.pump.due(), 5.0)
         assert ends.pump.moved == 1000
         assert ends.ended == [], "somebody still holds the pipe open"
         ends.close()
@@ -193,7 +193,7 @@ def test_settle_gives_up_on_a_sink_that_stands_still() -> None:
         writing = asyncio.create_task(ends.write(DATA))
         for _ in range(50):
             await asyncio.sleep(0)
-        assert not await ends.pump.settle(0.01, counted=True)
+        assert not await ends.pump.settle(ends.pump.due(), 0.01)
         assert await ends.read(len(DATA)) == DATA, "and still loses nothing"
         await writing
         ends.close()
@@ -206,8 +206,8 @@ def test_settle_of_a_pump_that_has_ended_returns_at_once() -> None:
         ends = Ends()
         ends.end_of_input()
         await eventually(lambda: ends.ended == [False])
-        assert await ends.pump.settle(5.0, counted=True)
-        assert await ends.pump.settle(5.0, counted=False)
+        assert await ends.pump.settle(ends.pump.due(), 5.0)
+        assert await ends.pump.settle(None, 5.0)
         ends.close()
 
     go(test)
@@ -216,8 +216,8 @@ def test_settle_of_a_pump_that_has_ended_returns_at_once() -> None:
 def test_settle_of_a_terminal_waits_for_its_end_or_for_silence() -> None:
     async def test() -> None:
         ends = Ends()
-        assert not await ends.pump.settle(0.01, counted=False)
-        settling = asyncio.create_task(ends.pump.settle(5.0, counted=False))
+        assert not await ends.pump.settle(None, 0.01)
+        settling = asyncio.create_task(ends.pump.settle(None, 5.0))
         await asyncio.sleep(0)
         ends.end_of_input()
         assert await settling

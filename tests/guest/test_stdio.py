@@ -147,6 +147,51 @@ def test_a_child_that_holds_stdout_does_not_delay_the_exit_and_is_still_heard() 
     go(test)
 
 
+def test_a_child_that_holds_stdout_for_long_is_cut_off_but_not_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(passio, "_HELD_S", 0.01)
+
+    async def test() -> None:
+        host = Host(1)
+        stdio = make(host)
+        child = Child(stdio)
+        stdio.attach()
+        grandchild = os.dup(child.fds[1])
+        await child.write(1, b"early")
+        child.exit()
+        await stdio.on_exit()
+        assert await host.read_to_end(1) == b"early"
+        await asyncio.to_thread(os.write, grandchild, b"x" * 2_000_000)
+        os.close(grandchild)
+        await eventually(lambda: stdio.ended)
+        stdio.close()
+        host.close()
+        await asyncio.sleep(0)
+
+    go(test)
+
+
+def test_a_slow_host_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passio, "_HELD_S", 0.0)
+    monkeypatch.setattr("shim.guest.stdio.EXIT_GRACE_S", 0.01)
+
+    async def test() -> None:
+        host = Host(1)
+        stdio = make(host)
+        child = Child(stdio)
+        stdio.attach()
+        await child.write(1, b"x" * 900_000)
+        child.exit()
+        await stdio.on_exit()
+        await asyncio.sleep(0.02)
+        assert len(await host.read_to_end(1)) == 900_000
+        stdio.close()
+        host.close()
+
+    go(test)
+
+
 def test_a_stream_that_stands_still_delays_the_exit_by_the_grace_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
