@@ -53,12 +53,14 @@ class Endings:
         await process.settled()
         if process.exit is not None:
             return  # told already, or it never ran
-        if not await process.drain(self._limits):
-            self._log.warning("output is still held back after the exit", exec=process.ids.exec_id)
+        drained = await process.drain(self._limits)
         if process is self._init:
             await self._outlive_execs(guest)
             self._end_execs()
         self.tell(process, code)
+        if not drained:
+            self._log.info("output is held open after the exit", exec=process.ids.exec_id)
+            await process.end_idle_output(self._limits)
 
     def tell(self, process: Process, code: int) -> None:
         """It has ended with `code`: answer its waiters and publish that, the first time."""

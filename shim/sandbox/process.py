@@ -35,6 +35,7 @@ class Process:
         self._endpoints = uri.parse(stdio)
         self._streams: Streams | None = None
         self._stdin_closed = False
+        self._lingering = self._given_up = False
         self._ended = asyncio.Event()
         self._settled = asyncio.Event()  # unset while STARTING
         self._settled.set()
@@ -107,6 +108,20 @@ class Process:
             return True
         return await self._streams.drained(limits.drain_grace_s, limits.drain_limit_s)
 
+    async def end_idle_output(self, limits: Limits) -> None:
+        """See `Streams.end_idle`. Goes on when the process is deleted meanwhile, which clients do at once."""
+        if self._streams is None:
+            return
+        self._lingering = True
+        try:
+            await self._streams.end_idle(limits.drain_grace_s)
+        finally:
+            self._lingering = False
+            if self._given_up:
+                self._streams.close()
+
     def close_streams(self) -> None:
-        if self._streams is not None:
+        """Give up the stdio; output that still flows after its process has ended is let flow. Idempotent."""
+        self._given_up = True
+        if self._streams is not None and not self._lingering:
             self._streams.close()

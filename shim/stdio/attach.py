@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
+import sys
+import termios
 
 from shim.agent.api import StdioPorts
 from shim.stdio.fifo import open_output
@@ -24,10 +27,12 @@ class Streams:
         self,
         stdin: Stream | None,
         outputs: tuple[Stream | None, Stream | None],
+        output_fifos: tuple[int | None, int | None],
         stdin_fifo: Input | None,
         keepers: contextlib.ExitStack,
     ) -> None:
-        self._stdin, self._outputs, self._stdin_fifo, self._keepers = stdin, outputs, stdin_fifo, keepers
+        self._stdin, self._outputs, self._output_fifos = stdin, outputs, output_fifos
+        self._stdin_fifo, self._keepers = stdin_fifo, keepers
 
     @property
     def ports(self) -> StdioPorts:
@@ -78,6 +83,13 @@ class Streams:
         finally:
             waits.cancel()
 
+    async def end_idle(self, grace_s: float) -> None:
+        """After an exit that was told with its output not drained: end each output that stands still for
+        `grace_s` although its reader has taken all there was. Somebody whom the process has left behind holds it,
+        and the reader must see an end. An output whose reader is behind is left to the reader."""
+        pairs = zip(self._outputs, self._output_fifos, strict=True)
+        await asyncio.gather(*(_end_idle(stream, fifo, grace_s) for stream, fifo in pairs if stream))
+
     def close(self) -> None:
         """Close the FIFO ends and control connections. Idempotent; does not end the streams."""
         self._keepers.close()
@@ -102,16 +114,16 @@ async def attach(
 
     with contextlib.ExitStack() as passed, contextlib.ExitStack() as keepers:
 
-        def output(path: str | None) -> int | None:
+        def output(path: str | None) -> tuple[int | None, int | None]:
             if path is None:
-                return None
+                return None, None
             keeper, fd = open_output(path)
             passed.callback(os.close, fd)
             if keeper is not None:
                 keepers.callback(os.close, keeper)
-            return fd
+            return keeper, fd
 
-        stdout_fd, stderr_fd = output(endpoints.stdout), output(endpoints.stderr)
+        (stdout_fifo, stdout_fd), (stderr_fifo, stderr_fd) = map(output, (endpoints.stdout, endpoints.stderr))
         if endpoints.stdin is not None:
             fifo = Input(endpoints.stdin, hold=hold_stdin)
             keepers.callback(fifo.release)
@@ -124,7 +136,32 @@ async def attach(
         stdin, stdout, stderr = (_checked(result) for result in handed)
         if fifo is not None and hold_stdin:
             fifo.hold()
-        return Streams(stdin, (stdout, stderr), fifo, keepers.pop_all())
+        return Streams(stdin, (stdout, stderr), (stdout_fifo, stderr_fifo), fifo, keepers.pop_all())
+
+
+async def _end_idle(stream: Stream, fifo: int | None, grace_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    moved_at, seen = loop.time(), -1
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PROGRESS_S):
+                await stream.drained()
+                return
+        stat = await stream.stat()
+        if stat is None:
+            return  # the device has gone, or the stream was closed
+        if stat.rx != seen or _unread(fifo):
+            moved_at, seen = loop.time(), stat.rx
+        elif loop.time() - moved_at >= grace_s:
+            stream.abandon()
+            return
+
+
+def _unread(fifo: int | None) -> int:
+    """Bytes in the FIFO that nobody has read yet."""
+    if fifo is None:
+        return 0
+    return int.from_bytes(fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _close(streams: list[Stream]) -> None:

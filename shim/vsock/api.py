@@ -12,6 +12,8 @@ A refused or failed request is answered by closing the socket without a line. On
 
     client -> device   eof\\n    no more writers: read the fd until it is empty, then half-close to the guest
                        stat\\n   answered by STAT rx=<bytes> tx=<bytes> stalls=<n>\\n
+                       close\\n  give the stream up: reset it towards the guest; bytes already here still go
+                                to the fd, then DRAINED
     device -> client   DRAINED rx=<bytes> tx=<bytes>\\n   the stream is closed and every byte is in the fd;
                                                          then the device closes the control socket
 
@@ -52,6 +54,10 @@ class Stream(Protocol):
     async def drained(self) -> StreamStat | None:
         """Until every byte from the guest is in the fd and the connection is closed. None when the device
         went away or does not tell. Any number of callers, also afterwards."""
+
+    def abandon(self) -> None:
+        """End the stream from here: what the guest has not sent yet is lost, the fd gets what the device has and
+        is closed. Nothing happens where the device does not know how. Idempotent."""
 
     def close(self) -> None:
         """Give up the control connection. Idempotent; does not end the stream."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 from pathlib import Path
@@ -146,6 +147,11 @@ class _Stream:
     async def drained(self) -> StreamStat | None:
         await self._ended.wait()
         return self._drained
+
+    def abandon(self) -> None:
+        if not self._ended.is_set():
+            with contextlib.suppress(OSError):  # the device closes or has closed the stream itself
+                self._sock.send(b"close\n")
 
     def close(self) -> None:
         self._reader.cancel()

@@ -167,6 +167,10 @@ class Hub:
                         self._ask_eof(stream)
                     elif verb == b"stat":
                         client.send(handshake.stat(stream.rx, stream.tx, stream.stalls))
+                    elif verb == b"close" and stream.state == OPEN:
+                        self.reset(stream, "given up by the host")
+                        if stream.client is None:
+                            return
             except (OSError, handshake.BadRequest) as error:
                 self._log.debug("control connection dropped", port=stream.host_port, error=error)
                 data = b""

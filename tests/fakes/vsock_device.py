@@ -16,7 +16,7 @@ class FakeStream:
     def __init__(self, fd: int, host_port: int, automatic: bool) -> None:
         self.fd, self._host_port = fd, host_port
         self.eofs = 0
-        self.closed = False
+        self.closed = self.abandoned = False
         self.moved = 0
         self._open = True
         self._ended = asyncio.Event()
@@ -38,8 +38,13 @@ class FakeStream:
         await self._ended.wait()
         return StreamStat(self.moved, 0, 0)
 
+    def abandon(self) -> None:
+        self.abandoned = True
+        self.finish()
+
     def close(self) -> None:
         self.closed = True
+        self._ended.set()
 
     def write(self, data: bytes) -> None:
         self.moved += os.write(self.fd, data)

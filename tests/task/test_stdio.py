@@ -47,6 +47,26 @@ async def test_a_child_that_keeps_stdout_does_not_keep_the_exit(shim: Stack) -> 
     shim.agent.exit("c1", "e1", 0)
     assert await shim.wait(exec_id="e1") == 0
     await shim.delete(exec_id="e1")
+    await until(lambda: shim.stream(0).abandoned)  # or its reader would wait for the child
+    await until(lambda: shim.stream(0).closed)
+
+
+@with_stack
+async def test_output_whose_reader_is_behind_is_left_to_it(shim: Stack) -> None:
+    shim.device.automatic = False
+    fifos = shim.fifos("stdout")
+    await shim.run(**fifos)
+    reader = os.open(fifos["stdout"], os.O_RDONLY | os.O_NONBLOCK)
+    shim.stream(0).write(b"unread")
+    shim.agent.exit("c1")
+    assert await shim.wait() == 0
+    await shim.delete()
+    await asyncio.sleep(0.6)
+    assert not shim.stream(0).abandoned
+    assert os.read(reader, 100) == b"unread"
+    await until(lambda: shim.stream(0).abandoned)
+    assert os.read(reader, 100) == b""
+    os.close(reader)
 
 
 @with_stack

@@ -226,6 +226,22 @@ async def test_a_device_that_babbles_is_not_believed_nor_buffered(client: Device
     stream.close()
 
 
+async def until_given_up(sock: socket.socket) -> None:
+    os.close(await take_fd(sock))
+    await send(sock, b"OK 1073741824\n")
+    assert await receive(sock) == b"close\n"
+    await send(sock, b"DRAINED rx=1 tx=0\n")
+
+
+@against(until_given_up)
+async def test_a_stream_can_be_given_up(client: DeviceClient) -> None:
+    stream = await client.pass_fd(1, 1027, 1)
+    stream.abandon()
+    assert await stream.drained() == StreamStat(1, 0, 0)
+    stream.abandon()
+    stream.close()
+
+
 async def mute(sock: socket.socket) -> None:
     os.close(await take_fd(sock))
     await send(sock, b"OK 1073741824\n")
