@@ -7,6 +7,7 @@ the Task service itself and reads as containerd's client would.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -108,12 +109,11 @@ def pss_mib(processes: list[process.Process]) -> float:
 class Exec:
     """One exec in a running container, with FIFOs that the benchmark holds itself."""
 
-    number = 0
+    numbers = itertools.count(1)
 
     def __init__(self, address: str, container: str, *argv: str, stdin: bool = False) -> None:
-        Exec.number += 1
         self.folder = tempfile.TemporaryDirectory(prefix="kpb")
-        self.ids = {"f1": container, "f2": f"bench{Exec.number}"}
+        self.ids = {"f1": container, "f2": f"bench{next(Exec.numbers)}"}
         self.task = Task(address, timeout=600)
         paths = {"f5": str(Path(self.folder.name, "out"))}
         if stdin:
