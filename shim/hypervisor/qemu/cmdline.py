@@ -24,6 +24,10 @@ _MACHINE = (
 # QEMU needs no new privileges, programs or scheduling after its start (seccomp).
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
+# Emulated, a string instruction is a loop of single moves: with these flags the guest's kernel would copy by the
+# byte (rep movsb), without them by eight (rep movsq). A third of the CPU time of bulk output.
+_EMULATED_CPU = "max,-erms,-fsrm"
+
 # What the guest's kernel is told before the caller's own parameters; the kernel takes the last of two.
 _KERNEL_PARAMS = (
     "console=ttyS0",
@@ -42,7 +46,7 @@ def arguments(spec: VmSpec, accelerator: Literal["kvm", "tcg"], *, qmp_fd: int, 
     """
     if spec.memory_mib < 64 or spec.vcpus < 1:
         raise InvalidArgument(f"a VM of {spec.memory_mib} MiB and {spec.vcpus} CPUs cannot be made")
-    accel = ("kvm", "host") if accelerator == "kvm" else ("tcg,thread=multi", "max")
+    accel = ("kvm", "host") if accelerator == "kvm" else ("tcg,thread=multi", _EMULATED_CPU)
     return [
         *("-name", f"sandbox-{_escaped(spec.name)}"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-S"),

@@ -36,7 +36,7 @@ def test_the_vm_starts_paused_with_its_memory_shareable() -> None:
     assert "memory-backend=mem0" in option(args, "-machine")[0]
 
 
-@pytest.mark.parametrize(("accelerator", "cpu"), [("kvm", "host"), ("tcg", "max")])
+@pytest.mark.parametrize(("accelerator", "cpu"), [("kvm", "host"), ("tcg", "max,-erms,-fsrm")])
 def test_the_cpu_follows_the_accelerator(accelerator: str, cpu: str) -> None:
     args = arguments(SPEC, accelerator, qmp_fd=5, console_fd=6)  # type: ignore[arg-type]
     assert option(args, "-accel")[0].startswith(accelerator)
