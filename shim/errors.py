@@ -98,9 +98,7 @@ class ChildFailed(Internal):
         self.argv, self.exit_code, self.stderr_tail = tuple(argv), exit_code, stderr_tail
 
 
-_BY_CODE: dict[int, type[ShimError]] = {
-    kind.code: kind for kind in ShimError.__subclasses__()
-}
+_BY_CODE: dict[int, type[ShimError]] = {kind.code: kind for kind in ShimError.__subclasses__()}
 
 
 def from_status(code: int, message: str) -> ShimError:
