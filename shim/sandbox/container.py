@@ -87,7 +87,7 @@ class Container:
                 kind=transforms.container_kind(spec),
             )
             stack.callback(self.init.close_streams)
-            ports = await self.init.attach(guest, self._limits, hold_stdin=False)
+            ports = await self.init.attach(guest, self._limits, watch_stdin=True)
             stack.push_async_callback(self._remove_from_guest, guest)
             await guest.agent.create_container(
                 self.id, guest_spec, (), ports, sandbox_pidns=transforms.shares_pidns(spec)
@@ -109,7 +109,7 @@ class Container:
             guest = self._booted()
             self.init.advance(Event.START)
             try:
-                await self.init.hold_stdin()
+                await self._end_stdin(self.init, self.init.settle_stdin())
                 await self._resize_now(guest, self.init)
                 await guest.agent.start_container(self.id)
             except BaseException:
@@ -163,8 +163,9 @@ class Container:
         guest = self._booted()
         process.advance(Event.START)
         try:
-            ports = await process.attach(guest, self._limits, hold_stdin=True)
+            ports = await process.attach(guest, self._limits, watch_stdin=False)
             await guest.agent.exec_process(process.ids, process.spec, ports)
+            await self._end_stdin(process, process.settle_stdin())
         except BaseException:
             process.fail()
             raise
@@ -232,7 +233,9 @@ class Container:
     def close_stdin(self, exec_id: str) -> None:
         """The client has written all of its input. Returns at once; see `Process.close_stdin`."""
         process = self.process(exec_id)
-        self._background.spawn(process.close_stdin(), f"close stdin {self.id} {exec_id}")
+        self._background.spawn(
+            self._end_stdin(process, process.close_stdin()), f"close stdin {self.id} {exec_id}"
+        )
 
     def close_streams(self) -> None:
         """Give up the stdio of all its processes."""
@@ -249,6 +252,11 @@ class Container:
         if self._guest is None:
             raise FailedPrecondition("container must be created: failed precondition")
         return self._guest
+
+    async def _end_stdin(self, process: Process, ended: Awaitable[bool]) -> None:
+        """Through the stream, behind the last byte; by the agent if the device cannot."""
+        if not await ended and process.exit is None and (guest := self._guest) is not None:
+            await self._quietly("close stdin", lambda: guest.agent.close_stdin(process.ids))
 
     async def _resize_now(self, guest: Guest, process: Process) -> None:
         if process.size is not None and process.stdio.terminal:

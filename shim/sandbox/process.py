@@ -74,7 +74,7 @@ class Process:
         self.exit = ExitStatus(code, time.time_ns())
         self._ended.set()
         if self._streams is not None:
-            self._streams.release_stdin()
+            self._streams.forget_client()
         return self.exit
 
     async def wait(self) -> ExitStatus:
@@ -83,25 +83,27 @@ class Process:
         assert self.exit is not None
         return self.exit
 
-    async def attach(self, guest: Guest, limits: Limits, *, hold_stdin: bool) -> StdioPorts:
+    async def attach(self, guest: Guest, limits: Limits, *, watch_stdin: bool) -> StdioPorts:
         """Hand its stdio to the device."""
         self._streams = await attach(
-            guest.device, guest.port, self._endpoints, limits.stream_s, hold_stdin=hold_stdin
+            guest.device, guest.port, self._endpoints, limits.stream_s, watch_stdin=watch_stdin
         )
-        if self._stdin_closed:
-            await self._streams.close_stdin()
         return self._streams.ports
 
-    async def hold_stdin(self) -> None:
-        """See `Streams.hold_stdin`."""
-        if self._streams is not None:
-            await self._streams.hold_stdin()
+    async def settle_stdin(self) -> bool:
+        """The process starts: an end of input from before that takes effect. False as `close_stdin`."""
+        if self._streams is None:
+            return True
+        if self._stdin_closed or self._streams.input_has_ended():
+            return await self.close_stdin()
+        self._streams.forget_client()
+        return True
 
-    async def close_stdin(self) -> None:
-        """Legal at any time: before there are streams it is remembered, without stdin it is nothing."""
+    async def close_stdin(self) -> bool:
+        """Legal at any time: before there are streams it is remembered, without stdin it is nothing. False when
+        the agent must be told instead."""
         self._stdin_closed = True
-        if self._streams is not None:
-            await self._streams.close_stdin()
+        return self._streams is None or await self._streams.close_stdin()
 
     async def drain(self, limits: Limits) -> bool:
         if self._streams is None:

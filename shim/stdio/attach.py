@@ -39,26 +39,20 @@ class Streams:
         ports = [stream.host_port if stream else 0 for stream in (self._stdin, *self._outputs)]
         return StdioPorts(*ports)
 
-    async def hold_stdin(self) -> None:
-        """The process starts: a client that goes away from now on is no end of input. Idempotent."""
-        if self._stdin_fifo is not None and not self._stdin_fifo.hold():
-            # The device may have more to read than the guest takes before the start: it must not miss the end.
-            await self.close_stdin()
+    def input_has_ended(self) -> bool:
+        """Before the process starts: whether stdin's client has come and gone (see `stdin`)."""
+        return self._stdin_fifo is not None and self._stdin_fifo.client_left()
 
-    async def close_stdin(self) -> None:
-        """The client has written all of its input: the process gets it, then its end. Idempotent.
+    async def close_stdin(self) -> bool:
+        """The client has written all of its input: the process gets it, then its end. False when the device cannot
+        end a stream (a plain Dragonball one): then the agent must be told. Idempotent."""
+        self.forget_client()
+        return self._stdin is None or await self._stdin.eof()
 
-        Without our write end a device that does not know `eof` finds the end as well, once the client has
-        closed its own; so nothing needs to be said to the agent, which would cut off what is still on the way.
-        """
-        self.release_stdin()
-        if self._stdin is not None:
-            await self._stdin.eof()
-
-    def release_stdin(self) -> None:
-        """The process or its input has ended: give up our ends of the FIFO. Idempotent."""
+    def forget_client(self) -> None:
+        """The process has started, or it or its input has ended: who leaves now has detached. Idempotent."""
         if self._stdin_fifo is not None:
-            self._stdin_fifo.release()
+            self._stdin_fifo.close()
 
     async def drained(self, grace_s: float, limit_s: float) -> bool:
         """Until stdout and stderr are in their FIFOs to the last byte: True. False once nothing has moved for
@@ -96,11 +90,11 @@ class Streams:
 
 
 async def attach(
-    device: VsockDevice, port: int, endpoints: Endpoints, timeout_s: float, *, hold_stdin: bool
+    device: VsockDevice, port: int, endpoints: Endpoints, timeout_s: float, *, watch_stdin: bool
 ) -> Streams:
     """Open what `endpoints` names and hand it to the guest's `port`. On an error nothing of ours stays open.
 
-    `hold_stdin` holds stdin before the device can see an end of it, see `stdin`.
+    `watch_stdin` notices a stdin client that leaves before the process starts, see `stdin`.
     """
     streams: list[Stream] = []
     fifo: Input | None = None
@@ -125,17 +119,16 @@ async def attach(
 
         (stdout_fifo, stdout_fd), (stderr_fifo, stderr_fd) = map(output, (endpoints.stdout, endpoints.stderr))
         if endpoints.stdin is not None:
-            fifo = Input(endpoints.stdin, hold=hold_stdin)
-            keepers.callback(fifo.release)
+            fifo = Input(endpoints.stdin, watched=watch_stdin)
+            passed.callback(os.close, fifo.fd)
+            keepers.callback(fifo.close)
         keepers.callback(_close, streams)
         # At the same time: each is a round trip into the guest. All are waited for, so that none is forgotten.
         handed = await asyncio.gather(
-            *(hand_over(fd) for fd in (fifo.reader if fifo else None, stdout_fd, stderr_fd)),
+            *(hand_over(fd) for fd in (fifo.fd if fifo else None, stdout_fd, stderr_fd)),
             return_exceptions=True,
         )
         stdin, stdout, stderr = (_checked(result) for result in handed)
-        if fifo is not None and hold_stdin:
-            fifo.hold()
         return Streams(stdin, (stdout, stderr), (stdout_fifo, stderr_fifo), fifo, keepers.pop_all())
 
 

@@ -1,16 +1,15 @@
 """Open containerd's FIFOs in the one order that neither blocks nor fails nor loses bytes.
 
 stdout, stderr   our own read end first, kept until Delete, then the write end that the device gets. With a
-reader
-                 of ours the open cannot fail with ENXIO, a client that detaches is no EPIPE, and what a short
-                 process wrote waits in the FIFO for a client that opens late.
-stdin            the read end that the device gets; then, to keep a detaching client from being taken for the
-                 end of input, a write end of ours (`hold_input`). When to take it is a decision of the
-                 caller, see `attach`.
+                 reader of ours the open cannot fail with ENXIO, a client that detaches is no EPIPE, and what a
+                 short process wrote waits in the FIFO for a client that opens late.
+stdin            one end for reading and writing, which the device gets: as its own writer it never sees a
+                 client that detaches as the end of input, nor as a hang-up that wakes it for ever.
 
 Everything is opened with O_NONBLOCK, so nothing here can block the event loop. Each descriptor comes from its
 own open(): the device sets O_NONBLOCK and offsets belong to the open file description. What is not a FIFO
-(/dev/null, a file) is opened as it is, appending."""
+(/dev/null, a file) is opened as it is, for reading or for appending.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +23,12 @@ _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 def open_input(path: str) -> int:
-    """The read end of a stdin FIFO. NotFound, InvalidArgument or Internal, naming the path."""
-    return _open(path, os.O_RDONLY)
-
-
-def hold_input(path: str) -> int | None:
-    """A write end that keeps the stdin FIFO from ending; None when there is nothing to hold: its reader is
-    gone already, or it is not a FIFO."""
+    """What the device reads stdin from. NotFound, InvalidArgument or Internal, naming the path."""
     try:
-        fd = os.open(path, os.O_WRONLY | _FLAGS)
+        fifo = stat.S_ISFIFO(os.stat(path).st_mode)
     except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EROFS, errno.ETXTBSY):
-            return None
         raise _translated(error, path) from error
-    if _is_fifo(fd):
-        return fd
-    os.close(fd)
-    return None
+    return _open(path, os.O_RDWR if fifo else os.O_RDONLY)
 
 
 def open_output(path: str) -> tuple[int | None, int]:
@@ -68,10 +56,6 @@ def _open(path: str, flags: int) -> int:
         os.close(fd)
         raise InvalidArgument(f"stdio {path}: is a directory")
     return fd
-
-
-def _is_fifo(fd: int) -> bool:
-    return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
 def _translated(error: OSError, path: str) -> ShimError:

@@ -1,60 +1,72 @@
-"""Our side of one stdin FIFO: when its input counts as ended.
+"""The stdin FIFO, opened for reading and writing, and when its input counts as ended.
 
-1. after CloseIO: the device reads the FIFO until it is empty, then half-closes;
-2. when every writer is gone, as long as we hold no write end ourselves.
+The device gets an O_RDWR end: it is its own writer, so a client that goes away is a detach and never an end of input.
+The input ends with CloseIO: the device is told (`eof`), reads the FIFO until it is empty and half-closes.
 
-For an init process the write end is taken at Start, not at Create. `ctr run` calls CloseIO only for an end of
-input that it meets after Create has returned; with a short pipe as its stdin it has read, written and closed
-everything before that. A client that has closed its end before Start has said all it will ever say, so rule 2
-gives the process its end of input. From Start on a client that vanishes has detached, and the process keeps
-waiting. (A client whose input is empty closes before our open and leaves no trace: that input stays open, as
-it does under runc.)"""
+One client cannot call CloseIO. `ctr run` does so for an end of input that it meets after Create has returned; with a
+short pipe as its stdin it has read, written and closed everything before that. Who closes the FIFO before the process
+has started has said all it will ever say, and an O_RDWR end does not show that somebody left; inotify does. (A client
+whose input is empty closes before our open and leaves no trace: that input stays open, as it does under runc.)
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
-import select
+import stat
+import struct
 
-from shim.stdio.fifo import hold_input, open_input
+from shim.stdio.fifo import open_input
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# <sys/inotify.h>
+_IN_CLOSE_WRITE = 0x8
+_EVENT = struct.Struct("iIII")  # wd, mask, cookie, length of the name: none, for a watch on a file
+_EVENTS_SIZE = 64 * _EVENT.size
 
 
 class Input:
-    """The ends of a stdin FIFO that we hold. `reader` is for the device, which gets its own copy of it."""
+    """`fd` is for the device, which gets its own copy of it. `watched`: notice a client that leaves."""
 
-    def __init__(self, path: str, *, hold: bool) -> None:
-        self._path = path
-        self._reader: int | None = open_input(path)
-        self._writer = hold_input(path) if hold else None
+    def __init__(self, path: str, *, watched: bool) -> None:
+        self._watch = _watch(path) if watched else None
+        self._left = False
+        try:
+            self.fd = open_input(path)
+        except BaseException:
+            self.close()
+            raise
 
-    @property
-    def reader(self) -> int:
-        """The read end; only until the first of the calls below."""
-        assert self._reader is not None
-        return self._reader
+    def client_left(self) -> bool:
+        """Whether somebody has closed a write end since the open, which is still open itself."""
+        while self._watch is not None and not self._left:
+            try:
+                events = os.read(self._watch, _EVENTS_SIZE)
+            except BlockingIOError:
+                break
+            self._left = any(mask & _IN_CLOSE_WRITE for _, mask, _, _ in _EVENT.iter_unpack(events))
+        return self._left
 
-    def hold(self) -> bool:
-        """Keep the input from ending with its client. False if the client has come and gone already: then the
-        input has ended. Idempotent."""
-        if self._reader is None:
-            return True
-        ended = self._writer is None and _writers_gone(self._reader)
-        if self._writer is None and not ended:
-            self._writer = hold_input(self._path)
-        os.close(self._reader)
-        self._reader = None
-        return not ended
-
-    def release(self) -> None:
-        """Close our ends: the process or its input has ended. Idempotent."""
-        for fd in (self._reader, self._writer):
-            if fd is not None:
-                os.close(fd)
-        self._reader = self._writer = None
+    def close(self) -> None:
+        """Stop watching. Idempotent; `fd` is closed by whoever passed it on."""
+        if self._watch is not None:
+            os.close(self._watch)
+            self._watch = None
 
 
-def _writers_gone(fifo: int) -> bool:
-    """Whether the FIFO had a writer since it was opened, and has none any more (Linux fs/pipe.c,
-    pipe_poll)."""
-    poll = select.poll()
-    poll.register(fifo, select.POLLIN)
-    return any(event & select.POLLHUP for _, event in poll.poll(0))
+def _watch(path: str) -> int | None:
+    """A non-blocking inotify descriptor; None for what is no FIFO, and where the user has no watch left: then
+    only CloseIO ends the input."""
+    try:
+        if not stat.S_ISFIFO(os.stat(path).st_mode):
+            return None
+    except OSError:
+        return None  # the open that follows says it better
+    fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0:
+        return None
+    if _libc.inotify_add_watch(fd, os.fsencode(path), _IN_CLOSE_WRITE) < 0:
+        os.close(fd)
+        return None
+    return fd

@@ -16,6 +16,7 @@ class FakeStream:
     def __init__(self, fd: int, host_port: int, automatic: bool) -> None:
         self.fd, self._host_port = fd, host_port
         self.eofs = 0
+        self.knows_eof = True
         self.closed = self.abandoned = False
         self.moved = 0
         self._open = True
@@ -29,7 +30,7 @@ class FakeStream:
 
     async def eof(self) -> bool:
         self.eofs += 1
-        return True
+        return self.knows_eof
 
     async def stat(self) -> StreamStat | None:
         return StreamStat(self.moved, 0, 0)

@@ -14,7 +14,7 @@ import pytest
 
 from shim.errors import InvalidArgument, NotFound, Unavailable
 from shim.stdio.attach import Streams, attach
-from shim.stdio.fifo import hold_input, open_input, open_output
+from shim.stdio.fifo import open_input, open_output
 from shim.stdio.uri import Endpoints
 from tests.fakes.vsock_device import FakeVsockDevice
 
@@ -43,12 +43,12 @@ def on_fifos(body: Body) -> Callable[[Path], None]:
     return run
 
 
-async def attached(device: FakeVsockDevice, endpoints: Endpoints, *, hold_stdin: bool = False) -> Streams:
-    return await attach(device, 1027, endpoints, 1.0, hold_stdin=hold_stdin)
+async def attached(device: FakeVsockDevice, endpoints: Endpoints, *, watch_stdin: bool = True) -> Streams:
+    return await attach(device, 1027, endpoints, 1.0, watch_stdin=watch_stdin)
 
 
-def ended(fd: int) -> bool:
-    """Whether the device finds the end of its stdin FIFO, as epoll tells it."""
+def hung_up(fd: int) -> bool:
+    """Whether the device would be woken by its stdin FIFO for ever."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return any(event & select.POLLHUP for _, event in poll.poll(0))
@@ -64,7 +64,7 @@ async def test_each_stream_is_an_open_of_its_own_and_non_blocking(
     assert len({0, *ports}) == 4
     modes = [fcntl.fcntl(device.streams[port].fd, fcntl.F_GETFL) for port in ports]
     assert all(mode & os.O_NONBLOCK for mode in modes)
-    assert [mode & os.O_ACCMODE for mode in modes] == [os.O_RDONLY, os.O_WRONLY, os.O_WRONLY]
+    assert [mode & os.O_ACCMODE for mode in modes] == [os.O_RDWR, os.O_WRONLY, os.O_WRONLY]
     fcntl.fcntl(device.streams[ports[1]].fd, fcntl.F_SETFL, 0)  # what the device does to one reaches no other
     assert fcntl.fcntl(device.streams[ports[2]].fd, fcntl.F_GETFL) & os.O_NONBLOCK
     streams.close()
@@ -102,18 +102,22 @@ async def test_a_client_that_detaches_does_not_break_the_output(
 
 
 @on_fifos
-async def test_input_that_ended_before_start_has_ended(device: FakeVsockDevice, endpoints: Endpoints) -> None:
+async def test_input_whose_client_left_before_the_start_has_ended(
+    device: FakeVsockDevice, endpoints: Endpoints
+) -> None:
     assert endpoints.stdin is not None
     streams = await attached(device, endpoints)
     stdin = device.streams[streams.ports.stdin].fd
-    assert not ended(stdin), "no client yet is no end"
+    assert not streams.input_has_ended(), "no client yet is no end"
     client = os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK)
     os.write(client, b"all of it")
+    assert not streams.input_has_ended(), "it is still there"
     os.close(client)
-    assert ended(stdin)
-    await streams.hold_stdin()  # the start, before the device has come to read it
+    assert streams.input_has_ended()
+    assert streams.input_has_ended(), "asked twice"
+    assert await streams.close_stdin()
     assert device.streams[streams.ports.stdin].eofs == 1
-    assert ended(stdin)
+    assert not hung_up(stdin)
     assert os.read(stdin, 100) == b"all of it"
     streams.close()
 
@@ -126,7 +130,6 @@ async def test_a_reader_that_is_gone_breaks_the_client_even_before_start(
     streams = await attached(device, endpoints)
     client = os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK)
     device.streams[streams.ports.stdin].finish()
-    await streams.close_stdin()
     with pytest.raises(BrokenPipeError):
         os.write(client, b"x")
     os.close(client)
@@ -134,33 +137,43 @@ async def test_a_reader_that_is_gone_breaks_the_client_even_before_start(
 
 
 @on_fifos
-async def test_after_start_a_client_that_goes_away_has_detached(
+async def test_after_the_start_a_client_that_goes_away_has_detached(
     device: FakeVsockDevice, endpoints: Endpoints
 ) -> None:
     assert endpoints.stdin is not None
     streams = await attached(device, endpoints)
     stdin = device.streams[streams.ports.stdin].fd
     client = os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK)
-    await streams.hold_stdin()
-    await streams.hold_stdin()
+    streams.forget_client()
+    streams.forget_client()
     os.close(client)
-    assert not ended(stdin)
-    await streams.close_stdin()
-    assert device.streams[streams.ports.stdin].eofs == 1
-    assert ended(stdin), "for a device that does not know eof"
-    await streams.hold_stdin()
-    assert ended(stdin), "what is closed stays closed"
+    assert not hung_up(stdin)
+    assert not streams.input_has_ended()
+    client = os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK)
+    os.write(client, b"back again")
+    assert os.read(stdin, 100) == b"back again"
+    os.close(client)
+    assert device.streams[streams.ports.stdin].eofs == 0
     streams.close()
 
 
 @on_fifos
-async def test_an_execs_input_is_held_before_the_device_can_see_its_end(
+async def test_an_execs_client_may_leave_at_any_time(device: FakeVsockDevice, endpoints: Endpoints) -> None:
+    assert endpoints.stdin is not None
+    streams = await attached(device, endpoints, watch_stdin=False)
+    os.close(os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK))
+    assert not streams.input_has_ended()
+    assert not hung_up(device.streams[streams.ports.stdin].fd)
+    streams.close()
+
+
+@on_fifos
+async def test_a_device_that_cannot_end_a_stream_says_so(
     device: FakeVsockDevice, endpoints: Endpoints
 ) -> None:
-    assert endpoints.stdin is not None
-    streams = await attached(device, endpoints, hold_stdin=True)
-    os.close(os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK))
-    assert not ended(device.streams[streams.ports.stdin].fd)
+    streams = await attached(device, endpoints)
+    device.streams[streams.ports.stdin].knows_eof = False
+    assert not await streams.close_stdin()
     streams.close()
 
 
@@ -168,8 +181,8 @@ async def test_an_execs_input_is_held_before_the_device_can_see_its_end(
 async def test_no_path_is_no_stream_and_port_zero(device: FakeVsockDevice, endpoints: Endpoints) -> None:
     streams = await attached(device, Endpoints(None, endpoints.stdout, None))
     assert (streams.ports.stdin, streams.ports.stderr) == (0, 0)
-    await streams.hold_stdin()
-    await streams.close_stdin()
+    assert not streams.input_has_ended()
+    assert await streams.close_stdin()
     streams.close()
     streams.close()
     assert await (await attached(device, Endpoints(None, None, None))).drained(1, 1)
@@ -181,7 +194,7 @@ def test_a_device_that_refuses_leaves_nothing_open(tmp_path: Path, taken: int) -
     async def body(device: FakeVsockDevice, endpoints: Endpoints) -> None:
         device.fail, device.fail_after = Unavailable("gone"), taken
         with pytest.raises(Unavailable):
-            await attached(device, endpoints, hold_stdin=True)
+            await attached(device, endpoints, watch_stdin=True)
         assert all(stream.closed for stream in device.streams.values())
 
     body(tmp_path)
@@ -259,9 +272,6 @@ def test_other_files_are_opened_as_they_are(tmp_path: Path) -> None:
     fd = open_input("/dev/null")
     assert stat.S_ISCHR(os.fstat(fd).st_mode)
     os.close(fd)
-    assert hold_input("/dev/null") is None
-    assert hold_input(str(file)) is None
-    assert hold_input(str(tmp_path / "missing")) is None
 
 
 def test_directories_and_sockets_are_refused(tmp_path: Path) -> None:

@@ -102,6 +102,26 @@ async def test_closing_stdin_reaches_the_stream_whenever_it_is_asked(shim: Stack
 
 
 @with_stack
+async def test_a_device_that_cannot_end_a_stream_leaves_it_to_the_agent(shim: Stack) -> None:
+    await shim.run(**shim.fifos("stdin"))
+    shim.stream(0).knows_eof = False
+    await shim.task.close_io(v2.CloseIoRequest(id="c1", stdin=True))
+    await until(lambda: "close_stdin" in shim.agent.calls)
+
+
+@with_stack
+async def test_input_that_ended_before_the_start_ends_with_it(shim: Stack) -> None:
+    paths = shim.fifos("stdin")
+    await shim.create(**paths)
+    client = os.open(paths["stdin"], os.O_WRONLY | os.O_NONBLOCK)
+    os.write(client, b"all")
+    os.close(client)
+    assert shim.stream(0).eofs == 0
+    await shim.start()
+    assert shim.stream(0).eofs == 1
+
+
+@with_stack
 async def test_a_start_that_fails_gives_up_the_streams(shim: Stack) -> None:
     await shim.run()
     await shim.exec("e1", **shim.fifos("stdin", "stdout"))
