@@ -32,6 +32,10 @@ class RootfsShare(Protocol):
     def tag(self) -> str:
         """The virtiofs tag of the share."""
 
+    @property
+    def pid(self) -> int:
+        """Host pid of the serving daemon. Raises FailedPrecondition before `start`."""
+
     async def start(self) -> None:
         """Make the shared directory and start the daemon that serves it; returns when it listens."""
 

@@ -166,6 +166,7 @@ class Machine:
 
     async def _start_share(self) -> None:
         await self._parts.share.start()
+        self._record.add_process("virtiofsd", self._parts.share.pid)
         self._watch("virtiofsd", self._parts.share.wait)
 
     async def _start_device(self) -> None:

@@ -29,6 +29,10 @@ class FakeShare:
     def tag(self) -> str:
         return "kataShared"
 
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
     async def start(self) -> None:
         self._do("start")
 
