@@ -60,9 +60,11 @@ def containerd(options: argparse.Namespace) -> Iterator[Ctr]:
             image = Path(folder, "image.tar")
             subprocess.run([CHECKOUT / "hack/busybox-image", image], check=True)
             import_image(ctr, image, ctr.snapshotter)
-        yield ctr
-        for name in ctr.containers():
-            ctr.remove(name)
+        try:
+            yield ctr
+        finally:
+            for name in ctr.containers():
+                ctr.remove(name)
     finally:
         daemon.stop()
         daemon.remove()
