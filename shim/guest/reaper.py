@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Iterator
 
 # Python ignores these; a program that is executed must not inherit that.
@@ -25,10 +26,37 @@ class Reaper:
         self._watched: dict[int, asyncio.Future[int]] = {}
         self._strays: dict[int, int] = {}
         self._adopters = 0
+        self._wakeup: tuple[socket.socket, ...] = ()
 
     def install(self) -> None:
-        """Reap whenever SIGCHLD arrives at the running loop."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
+        """Reap whenever SIGCHLD arrives, in the running loop, which must be the main thread's.
+
+        By a wake-up socket of our own: the loop's add_signal_handler checks its argument with `inspect`, whose
+        import takes as long as half of asyncio's.
+        """
+        ours, interpreters = socket.socketpair()
+        ours.setblocking(False)
+        interpreters.setblocking(False)
+        self._wakeup = ours, interpreters
+        # A full socket wakes as well as one more byte in it.
+        signal.set_wakeup_fd(interpreters.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)  # without one there is no byte
+        signal.siginterrupt(signal.SIGCHLD, False)
+        asyncio.get_running_loop().add_reader(ours, self._on_signal)
+
+    def uninstall(self) -> None:
+        """Undo `install`, in the same loop."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        asyncio.get_running_loop().remove_reader(self._wakeup[0])
+        for end in self._wakeup:
+            end.close()
+        self._wakeup = ()
+
+    def _on_signal(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wakeup[0].recv(4096)
+        self.reap()
 
     def reap(self) -> None:
         """Collect every child that has ended."""

@@ -17,10 +17,6 @@ IGNORES_TERM = "trap '' TERM; echo ready; exec sleep 100"
 HANDLES_TERM = "trap 'exit 43' TERM; echo ready; while :; do sleep 0.01; done"
 
 
-def uninstall() -> None:
-    asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
-
-
 class Started:
     """A real child with stdout and stderr readable by RPC."""
 
@@ -48,7 +44,7 @@ def test_exit_codes_are_a_shells(script: str, code: int) -> None:
         assert started.exits == [False], "the exit is told once, and before any waiter is answered"
         assert started.process.ended
         started.process.stdio.close()
-        uninstall()
+        reaper.uninstall()
 
     go(test)
 
@@ -65,7 +61,7 @@ def test_any_number_may_wait_also_afterwards_and_one_may_give_up() -> None:
         assert await asyncio.gather(*waits[1:]) == [5, 5, 5, 5]
         assert await started.process.wait() == 5
         started.process.stdio.close()
-        uninstall()
+        reaper.uninstall()
 
     go(test)
 
@@ -94,7 +90,7 @@ def test_signals_end_a_process_as_they_would_outside_of_a_container(
         assert await started.process.wait() == code
         started.process.signal(signal.SIGTERM)
         started.process.stdio.close()
-        uninstall()
+        reaper.uninstall()
 
     go(test)
 
@@ -108,7 +104,7 @@ def test_a_program_does_not_inherit_what_python_ignores() -> None:
         assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
         assert await started.process.wait() == 0
         started.process.stdio.close()
-        uninstall()
+        reaper.uninstall()
 
     go(test)
 

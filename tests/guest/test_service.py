@@ -85,7 +85,7 @@ class Agent:
 
     def close(self) -> None:
         self.streams.close()
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+        self.reaper.uninstall()
 
 
 async def read_to_end(peer: socket.socket) -> bytes:

@@ -61,7 +61,7 @@ STDLIB = frozenset(
     enum errno fnmatch functools genericpath glob hashlib heapq hmac importlib inspect io ipaddress json
     keyword linecache locale logging numbers opcode operator os pathlib pickle pkgutil platform posixpath
     queue random re reprlib runpy secrets select selectors shlex shutil signal site socket sre_compile
-    sre_constants sre_parse ssl stat statistics string stringprep struct subprocess tempfile textwrap
+    sre_constants sre_parse stat statistics string stringprep struct subprocess tempfile textwrap
     threading token tokenize traceback types typing uuid warnings weakref zipimport
     _threading_local datetime calendar bdb cmd code codeop pdb pprint
     """.split()  # noqa: SIM905
@@ -89,7 +89,7 @@ PROJECT = (
 
 INIT = b"""\
 #!/usr/bin/python3.11 -ISB
-from shim.guest.main import main
+from shim.guest.start import main
 
 main()
 """
