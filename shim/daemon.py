@@ -63,14 +63,15 @@ def main(argv: list[str]) -> int:
     bundle_dir = Path.cwd()
     listener = socket.socket(fileno=LISTEN_FD)
     path: str = listener.getsockname()
+    config: Config | ShimError
     try:
-        config: Config | ShimError = load()
+        isolate_mounts()
+        config = load()
     except ShimError as error:
         config = error  # the first Create says so: nobody sees more of us than that
     level = config.log_level if isinstance(config, Config) else "info"
     log = Log(_LOG_FD, "debug" if call.debug and level != "trace" else level, sandbox=call.id)
     try:
-        isolate_mounts()
         os.chdir("/")  # the bundle is containerd's to remove
         asyncio.run(Daemon(call, config, listener, log).serve(bundle_dir))
     except Exception as error:

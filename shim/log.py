@@ -64,7 +64,7 @@ class Log:
         if LEVELS[level] < LEVELS[self._level]:
             return
         line = encode(time.time_ns(), level, message, {**self._fields, **fields})
-        try:
+        try:  # noqa: SIM105 - contextlib would double the start time of `start`
             os.write(self._fd, line)
         except OSError:
             pass  # nobody reads the log, or its pipe is full: there is nowhere left to say so
