@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import contextlib
+import gc
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -29,6 +29,7 @@ def against(
             asyncio.run(main(tmp_path / "vsock.sock"))
 
         async def main(path: Path) -> None:
+            gc.collect()  # what an earlier test has left
             before = len(os.listdir("/proc/self/fd"))
             loop = asyncio.get_running_loop()
             with socket.socket(socket.AF_UNIX) as listener:
