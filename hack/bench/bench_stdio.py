@@ -50,7 +50,7 @@ def main() -> None:
         address = ctr.daemon.shim_address(box)
         found = rig.processes(ctr)
         rates: dict[str, list[float]] = {"passfd": [], "rpc": [], "guest_pipe": []}
-        reader = RpcReader(rig.vsock_socket(ctr, box), rig.guest_root(found["shim"][0].pid))
+        reader = RpcReader(rig.vsock_socket(ctr, box), rig.guest_root(ctr, box, found["shim"][0].pid))
         for _ in range(options.rounds):
             rates["passfd"].append(passfd(address, box, options.mib))
             rates["guest_pipe"].append(guest_pipe(address, box, options.mib))

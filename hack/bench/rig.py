@@ -83,12 +83,13 @@ def vsock_socket(ctr: Ctr, sandbox: str) -> Path:
     return Path("/run/kata-py", ctr.daemon.namespace, sandbox, "vsock.sock")
 
 
-def guest_root(shim: int) -> str:
-    """The guest's path of the first container's rootfs, from the mounts in the shim's own mount namespace."""
+def guest_root(ctr: Ctr, sandbox: str, shim: int) -> str:
+    """The guest's path of the first container's rootfs: the first mount in the share, in the shim's own mount namespace."""
+    share = f"/run/kata-py/{ctr.daemon.namespace}/{sandbox}/share/"
     for line in Path(f"/proc/{shim}/mountinfo").read_text().splitlines():
         place = line.split()[4]
-        if "/shared/" in place and place.endswith("rootfs"):
-            return "/run/kata-containers/shared/containers/" + place.split("/shared/", 1)[1]
+        if place.startswith(share):
+            return "/run/kata-containers/shared/containers/" + place.removeprefix(share)
     raise AssertionError("no rootfs is shared with the guest")
 
 
