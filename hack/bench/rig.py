@@ -84,7 +84,7 @@ def vsock_socket(ctr: Ctr, sandbox: str) -> Path:
 
 
 def guest_root(ctr: Ctr, sandbox: str, shim: int) -> str:
-    """The guest's path of the first container's rootfs: the first mount in the share, in the shim's own mount namespace."""
+    """The guest's path of the first container's rootfs, from the mounts in the shim's own mount namespace."""
     share = f"/run/kata-py/{ctr.daemon.namespace}/{sandbox}/share/"
     for line in Path(f"/proc/{shim}/mountinfo").read_text().splitlines():
         place = line.split()[4]

@@ -32,19 +32,53 @@ _LINKS = (
     ("fd/2", "/dev/stderr"),
 )
 
-# What the first connection needs; all others are loaded when the agent already listens.
-_FIRST = frozenset(
+# Listening needs the socket family alone, and being reached the device's driver. All others are loaded when
+# calls are answered already.
+_TO_LISTEN = frozenset(("vsock",))
+_TO_BE_REACHED = frozenset(
     (
         "virtio",
         "virtio_ring",
         "virtio_pci_legacy_dev",
         "virtio_pci_modern_dev",
         "virtio_pci",
-        "vsock",
         "vmw_vsock_virtio_transport_common",
         "vmw_vsock_virtio_transport",
     )
 )
+
+
+class Modules:
+    """Paths of the image's kernel modules by what they are for, each list in the order to load it in."""
+
+    def __init__(self, directory: str = MODULES) -> None:
+        self.to_listen: list[str] = []
+        self.to_be_reached: list[str] = []
+        self.others: list[str] = []
+        try:
+            with open(f"{directory}/order") as file:
+                names = file.read().split()
+        except FileNotFoundError:
+            return
+        for name in names:
+            key = module_name(name)
+            if key in _TO_LISTEN:
+                chosen = self.to_listen
+            else:
+                chosen = self.to_be_reached if key in _TO_BE_REACHED else self.others
+            chosen.append(f"{directory}/{name}")
+
+    def find(self, name: str) -> str | None:
+        """The path of a module by its name, `-` and `_` alike."""
+        for path in self.to_listen + self.to_be_reached + self.others:
+            if module_name(path) == module_name(name):
+                return path
+        return None
+
+
+def module_name(path: str) -> str:
+    """The kernel's name for the module in a file."""
+    return os.path.basename(path).removesuffix(".ko").replace("-", "_")
 
 
 def leave_initramfs() -> None:
@@ -77,31 +111,14 @@ def _console() -> str:
     return "/dev/console" if os.path.exists("/dev/console") else "/dev/null"
 
 
-def modules(directory: str = MODULES) -> tuple[list[str], list[str]]:
-    """Paths of the image's modules in the order to load them: those needed first, and the rest."""
-    try:
-        with open(f"{directory}/order") as file:
-            names = file.read().split()
-    except FileNotFoundError:
-        return [], []
-    first: list[str] = []
-    rest: list[str] = []
-    for name in names:
-        stem = name.removesuffix(".ko").replace("-", "_")
-        (first if stem in _FIRST else rest).append(f"{directory}/{name}")
-    return first, rest
-
-
-def load_by_name(name: str, parameters: str) -> None:
+def load_by_name(name: str, parameters: str, directory: str = MODULES) -> None:
     """CreateSandbox's kernel_modules: a module of the image, by its name."""
     if not name.replace("-", "_").isidentifier():
         raise errors.InvalidArgument(f"{name!r} is no name of a kernel module")
-    first, rest = modules()
-    for path in first + rest:
-        if os.path.basename(path).removesuffix(".ko").replace("-", "_") == name.replace("-", "_"):
-            syscall.load_module(path, parameters)
-            return
-    if not os.path.isdir(f"/sys/module/{name.replace('-', '_')}"):  # built in
+    path = Modules(directory).find(name)
+    if path is not None:
+        syscall.load_module(path, parameters)
+    elif not os.path.isdir(f"/sys/module/{module_name(name)}"):  # built in
         raise errors.NotFound(f"the guest image has no kernel module {name}")
 
 

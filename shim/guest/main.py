@@ -1,7 +1,8 @@
 """The agent's program: boot as pid 1 if it is, then serve ttrpc on vsock port 1024 until the VM ends.
 
-The order of listening matters: a host that reaches the ttrpc port may use the passfd port at once.
-Only what the first connection needs happens before that; the rest is done while the host is busy.
+The order matters. A host that reaches the ttrpc port may use the passfd port at once. Both listen before the
+vsock device has its driver: the host's request, which waits for that, is then never refused and needs no second
+try. What the first connection does not need is done while the host is busy.
 """
 
 from __future__ import annotations
@@ -40,17 +41,22 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-async def serve(parameters: dict[str, str], log: Log) -> None:
-    """Serve for ever. `parameters` are the kernel command line's."""
+async def serve(
+    listener: socket.socket,
+    passfd_listener: socket.socket | None,
+    parameters: dict[str, str],
+    modules: list[str],
+    log: Log,
+) -> None:
+    """Serve for ever. `parameters` are the kernel command line's; `modules` are to be loaded beside."""
     reaper = Reaper()
     reaper.install()
     streams = Streams(log)
-    passfd_port = boot.number(parameters, "passfd_listener_port", 0)
-    if passfd_port:
-        streams.listen(listen(passfd_port))
+    if passfd_listener:
+        streams.listen(passfd_listener)
     runtime = Runtime(reaper, CRUN, SCRATCH)
     pipe_size = boot.number(parameters, "container_pipe_size", 0) or PIPE_SIZE
-    prepared = asyncio.create_task(_prepare(runtime, log))
+    prepared = asyncio.create_task(_prepare(runtime, modules, log))
     service = Service(
         Sandbox(runtime, streams, log, pipe_size=pipe_size),
         ready=lambda: asyncio.shield(prepared),
@@ -61,27 +67,28 @@ async def serve(parameters: dict[str, str], log: Log) -> None:
         from_schema(name, MESSAGES, SERVICES[name], handlers) for name, handlers in service.methods().items()
     ]
     server = Server(services, log)
-    await server.serve(listen(TTRPC_PORT))
-    log.info("agent ready", passfd_port=passfd_port)
+    await server.serve(listener)
+    log.info("agent ready", passfd_port=passfd_listener.getsockname()[1] if passfd_listener else 0)
     await prepared
     await asyncio.get_running_loop().create_future()
 
 
-async def _prepare(runtime: Runtime, log: Log) -> None:
+async def _prepare(runtime: Runtime, modules: list[str], log: Log) -> None:
     """What the first container needs, one small step at a time so that calls are answered in between."""
-    for path in boot.modules()[1]:
+    for path in modules:
         await asyncio.sleep(0)
-        _load(path, log)
+        _load([path], log)
     await asyncio.sleep(0)
     network.loopback_up()
     runtime.program = sealed_copy(CRUN)
 
 
-def _load(path: str, log: Log) -> None:
-    try:
-        syscall.load_module(path)
-    except OSError as error:
-        log.warning("kernel module not loaded", module=path, error=error.strerror)
+def _load(paths: list[str], log: Log) -> None:
+    for path in paths:
+        try:
+            syscall.load_module(path)
+        except OSError as error:
+            log.warning("kernel module not loaded", module=path, error=error.strerror)
 
 
 def main() -> None:
@@ -94,15 +101,19 @@ def main() -> None:
             boot.open_standard_streams()
             os.environ.setdefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
-            for path in boot.modules()[0]:
-                _load(path, log)
         else:
             syscall.set_subreaper()
         with open("/proc/cmdline") as file:
             parameters = boot.parse_cmdline(file.read())
         if parameters.get("log") in ("debug", "trace"):
             log = Log(2, "debug")
-        asyncio.run(serve(parameters, log))
+        modules = boot.Modules()
+        _load(modules.to_listen, log)
+        passfd_port = boot.number(parameters, "passfd_listener_port", 0)
+        passfd_listener = listen(passfd_port) if passfd_port else None
+        listener = listen(TTRPC_PORT)
+        _load(modules.to_be_reached, log)
+        asyncio.run(serve(listener, passfd_listener, parameters, modules.others, log))
     except BaseException as error:
         import traceback  # slow to import, and only needed to say good-bye
 

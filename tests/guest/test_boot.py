@@ -8,15 +8,17 @@ from shim import errors
 from shim.guest import boot, syscall
 
 
-def test_modules_for_the_first_connection_come_first_in_their_order(tmp_path: Path) -> None:
+def test_modules_are_told_apart_by_what_they_are_for_and_keep_their_order(tmp_path: Path) -> None:
     (tmp_path / "order").write_text("fuse.ko\nvirtio.ko\nvirtio-pci.ko\nvirtiofs.ko\nvsock.ko\n")
-    first, rest = boot.modules(str(tmp_path))
-    assert first == [f"{tmp_path}/{name}" for name in ("virtio.ko", "virtio-pci.ko", "vsock.ko")]
-    assert rest == [f"{tmp_path}/fuse.ko", f"{tmp_path}/virtiofs.ko"]
+    modules = boot.Modules(str(tmp_path))
+    assert modules.to_listen == [f"{tmp_path}/vsock.ko"]
+    assert modules.to_be_reached == [f"{tmp_path}/virtio.ko", f"{tmp_path}/virtio-pci.ko"]
+    assert modules.others == [f"{tmp_path}/fuse.ko", f"{tmp_path}/virtiofs.ko"]
 
 
 def test_an_image_without_modules_is_fine(tmp_path: Path) -> None:
-    assert boot.modules(str(tmp_path / "none")) == ([], [])
+    modules = boot.Modules(str(tmp_path / "none"))
+    assert modules.to_listen == modules.to_be_reached == modules.others == []
 
 
 def test_the_kernel_command_line_gives_the_agents_parameters() -> None:
@@ -43,11 +45,9 @@ def test_a_kernel_module_that_the_image_has_is_loaded_with_its_parameters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "order").write_text("some_thing.ko\n")
-    files = boot.modules(str(tmp_path))
-    monkeypatch.setattr(boot, "modules", lambda: files)
     loaded = []
     monkeypatch.setattr(syscall, "load_module", lambda *call: loaded.append(call))
-    boot.load_by_name("some-thing", "a=1")
+    boot.load_by_name("some-thing", "a=1", str(tmp_path))
     assert loaded == [(f"{tmp_path}/some_thing.ko", "a=1")]
     with pytest.raises(errors.NotFound, match="no_such_module"):
-        boot.load_by_name("no_such_module", "")
+        boot.load_by_name("no_such_module", "", str(tmp_path))
