@@ -21,6 +21,9 @@ class Limits:
     stream_s: float = 10.0
     drain_grace_s: float = 2.0
     drain_limit_s: float = 30.0
+    # How long an output may stand still after the exit was told before it is cut off. Our agent ends it sooner and
+    # behind its last byte, so this is for agents that wait for ever; a VM that gets no CPU must not lose bytes.
+    abandon_s: float = 30.0
     # For what must end because its container's init process has: the guest kernel kills it, then we do.
     exec_exit_s: float = 3.0
     # How long to look for the reason when the agent is lost: the VM's death is seen a moment later.

@@ -116,7 +116,7 @@ class Process:
             return
         self._lingering = True
         try:
-            await self._streams.end_idle(limits.drain_grace_s)
+            await self._streams.end_idle(limits.abandon_s)
         finally:
             self._lingering = False
             if self._given_up:

@@ -28,7 +28,13 @@ from tests.fakes.share import FakeShare
 from tests.fakes.vsock_device import FakeDeviceProcess, FakeStream, FakeVsockDevice
 
 LIMITS = Limits(
-    boot_s=5, stream_s=1, drain_grace_s=0.05, drain_limit_s=0.5, exec_exit_s=0.1, post_mortem_s=0.2
+    boot_s=5,
+    stream_s=1,
+    drain_grace_s=0.05,
+    drain_limit_s=0.5,
+    abandon_s=0.05,
+    exec_exit_s=0.1,
+    post_mortem_s=0.2,
 )
 
 
