@@ -15,8 +15,18 @@ Accelerator = Literal["auto", "kvm", "tcg"]
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A VM saved by `Hypervisor.save`: its memory (a sparse file, as long as the VM's memory) and the state of
+    everything else. A VM is restored from copies: the files never change."""
+
+    memory: Path
+    state: Path
+
+
+@dataclass(frozen=True, slots=True)
 class VmSpec:
-    """The machine to make. `kernel_params` are appended after the hypervisor's own."""
+    """The machine to make. `kernel_params` are appended after the hypervisor's own. With a `snapshot`, which
+    must be of the same machine, it does not boot but goes on from there."""
 
     name: str
     run_dir: Path
@@ -26,6 +36,7 @@ class VmSpec:
     memory_mib: int
     vcpus: int
     accelerator: Accelerator = "auto"
+    snapshot: Snapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +79,19 @@ class Hypervisor(Protocol):
         """Host pid of the VMM process. Raises FailedPrecondition before `start`."""
 
     async def start(self, spec: VmSpec) -> None:
-        """Launch the VMM with the VM's CPUs stopped and its control channel ready."""
+        """Launch the VMM with the VM's CPUs stopped, its control channel ready and its snapshot loaded."""
 
     async def add_device(self, device: Device) -> None:
         """Plug in a device. Allowed before and after `resume`."""
 
     async def resume(self) -> None:
         """Let the CPUs run."""
+
+    async def console_line(self, text: str) -> None:
+        """Until the guest's console has printed a line that contains `text`, or the VMM has ended."""
+
+    async def save(self, snapshot: Snapshot) -> None:
+        """Stop the CPUs for good and write the VM to two new files. Only without devices."""
 
     async def wait(self) -> VmExit:
         """Until the VMM process has ended; any number of callers, also afterwards."""
