@@ -40,6 +40,15 @@ class VmSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What decides whether a snapshot fits a VM: the machine in words (with the host's CPU if the guest sees it)
+    and the files it is made of, the VMM's program included."""
+
+    words: tuple[str, ...]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VhostUserVsock:
     """A vsock device whose backend holds the other end of `fd`, a connected AF_UNIX stream socket.
 
@@ -77,6 +86,9 @@ class Hypervisor(Protocol):
     @property
     def pid(self) -> int:
         """Host pid of the VMM process. Raises FailedPrecondition before `start`."""
+
+    def fingerprint(self, spec: VmSpec) -> Fingerprint:
+        """Of the VM that `start` would make, also before `start`."""
 
     async def start(self, spec: VmSpec) -> None:
         """Launch the VMM with the VM's CPUs stopped, its control channel ready and its snapshot loaded."""

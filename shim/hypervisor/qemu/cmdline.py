@@ -75,7 +75,9 @@ def arguments(
     pipe for the guest's serial console; `memory_fd`, a file of the memory's size.
     """
     # A named file, not a memfd of QEMU's own: only such memory stays out of a snapshot's state (x-ignore-shared).
-    memory = f"memory-backend-file,id=mem0,size={spec.memory_mib}M,share=on,mem-path=/proc/self/fd/{memory_fd}"
+    memory = (
+        f"memory-backend-file,id=mem0,size={spec.memory_mib}M,share=on,mem-path=/proc/self/fd/{memory_fd}"
+    )
     return [
         *("-name", f"sandbox-{_escaped(spec.name)}"),
         *("-object", memory),

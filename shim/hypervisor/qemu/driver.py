@@ -10,9 +10,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import assert_never
 
-from shim.children import Child, spawn
+from shim.children import Child, find_program, spawn
 from shim.errors import FailedPrecondition, ShimError, Unavailable
-from shim.hypervisor.api import Device, Snapshot, VhostUserFs, VhostUserVsock, VmExit, VmSpec
+from shim.hypervisor.api import Device, Fingerprint, Snapshot, VhostUserFs, VhostUserVsock, VmExit, VmSpec
 from shim.hypervisor.qemu import accelerator, cmdline, memory
 from shim.hypervisor.qemu.console import Console
 from shim.hypervisor.qemu.migration import Migration
@@ -44,6 +44,12 @@ class QemuHypervisor:
     @property
     def pid(self) -> int:
         return self._running().pid
+
+    def fingerprint(self, spec: VmSpec) -> Fingerprint:
+        chosen = accelerator.choose(spec.accelerator)
+        words = (*cmdline.machine(spec, chosen), *accelerator.host(chosen))
+        program = Path(find_program([self._program])).resolve()
+        return Fingerprint(words, (program, spec.kernel, spec.initrd))
 
     async def start(self, spec: VmSpec) -> None:
         if self._child is not None:
@@ -119,8 +125,7 @@ class QemuHypervisor:
         assert self._qmp is not None and self._memory is not None
         fd = os.open(self._memory, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with open(snapshot.state, "xb") as state:
-                await self._migration.save(self._qmp, child, state.fileno())
+            await self._migration.save(self._qmp, child, snapshot.state)
             await asyncio.to_thread(memory.save, fd, snapshot.memory)
         finally:
             os.close(fd)
@@ -175,8 +180,7 @@ class QemuHypervisor:
             await asyncio.shield(copying)
         finally:
             await asyncio.wait([copying])  # the descriptor is in use until then
-        with open(snapshot.state, "rb") as state:
-            await self._migration.load(qmp, child, state.fileno())
+        await self._migration.load(qmp, child, snapshot.state)
         return version
 
     async def _execute(self, command: str, arguments: Json | None = None, fd: int | None = None) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shim.errors import DataLoss
+from shim.errors import DataLoss, ResourceExhausted
 
 _MIB = 1 << 20
 # Pages are looked at in pieces of this size when memory is written; one of zeros only stays a hole.
@@ -34,22 +34,37 @@ def create(mib: int) -> Iterator[int]:
 
 
 def load(source: Path, memory: int) -> None:
-    """Copy what is allocated of the file into fresh memory. DataLoss if it has another size."""
-    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    """Copy what is allocated of the file into fresh memory. DataLoss if it is not there or has another
+    size, ResourceExhausted without room."""
+    fd = _open(source)
     try:
         size = os.fstat(memory).st_size
         if os.fstat(fd).st_size != size:
             raise DataLoss(f"{source} is of {os.fstat(fd).st_size} bytes and not of {size}")
         for start, end in _extents(fd, size):
             os.lseek(memory, start, os.SEEK_SET)
-            while start < end:
-                # Not copy_file_range, which wants one file system for both.
-                copied = os.sendfile(memory, fd, start, end - start)
-                if copied == 0:
-                    raise DataLoss(f"{source} ends at {start}")
-                start += copied
+            _copy(fd, memory, start, end)
     finally:
         os.close(fd)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DataLoss(f"{path}: {error.strerror}") from error
+
+
+def _copy(source: int, target: int, start: int, end: int) -> None:
+    while start < end:
+        # Not copy_file_range, which wants one file system for both.
+        try:
+            copied = os.sendfile(target, source, start, end - start)
+        except OSError as error:
+            raise ResourceExhausted(f"the guest's memory: {error.strerror}") from error
+        if copied == 0:
+            raise DataLoss(f"the snapshot's memory ends at {start}")
+        start += copied
 
 
 def save(memory: int, target: Path) -> None:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 from shim.children import Child
-from shim.errors import DeadlineExceeded, Internal
+from shim.errors import DataLoss, DeadlineExceeded, Internal
 from shim.hypervisor.qemu.qmp import Event, Json, QmpClient
 
 _TIMEOUT_S = 30.0
@@ -38,14 +39,25 @@ class Migration:
         if status in ("completed", "failed"):
             self._status.set_result(status)
 
-    async def load(self, qmp: QmpClient, child: Child, state: int) -> None:
-        """Give the state to a QEMU that waits for it; its CPUs stay stopped."""
-        await self._run("migrate-incoming", qmp, child, state)
+    async def load(self, qmp: QmpClient, child: Child, state: Path) -> None:
+        """Give the file to a QEMU that waits for it; its CPUs stay stopped. DataLoss if it cannot be read."""
+        try:
+            fd = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataLoss(f"{state}: {error.strerror}") from error
+        try:
+            await self._run("migrate-incoming", qmp, child, fd)
+        finally:
+            os.close(fd)
 
-    async def save(self, qmp: QmpClient, child: Child, state: int) -> None:
-        """Write the state of a QEMU whose CPUs are stopped."""
-        await self._run("migrate", qmp, child, state)
-        os.fsync(state)
+    async def save(self, qmp: QmpClient, child: Child, state: Path) -> None:
+        """Write the state of a QEMU whose CPUs are stopped to a new file."""
+        fd = os.open(state, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            await self._run("migrate", qmp, child, fd)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     async def _run(self, command: str, qmp: QmpClient, child: Child, state: int) -> None:
         """ChildFailed when QEMU ends over it, Internal with its reason when it only fails."""
