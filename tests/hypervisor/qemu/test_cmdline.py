@@ -89,11 +89,15 @@ def test_what_the_guest_sees_is_in_the_machine(changed: dict[str, Any]) -> None:
 
 
 def test_a_comma_in_the_name_makes_no_option() -> None:
-    (name,) = option(arguments(replace(SPEC, name="a,process=x"), "tcg", qmp_fd=5, console_fd=6, memory_fd=7), "-name")
+    (name,) = option(
+        arguments(replace(SPEC, name="a,process=x"), "tcg", qmp_fd=5, console_fd=6, memory_fd=7), "-name"
+    )
     assert name == "sandbox-a,,process=x"
 
 
 @pytest.mark.parametrize(("memory_mib", "vcpus"), [(0, 1), (63, 1), (-1, 1), (512, 0), (512, -2)])
 def test_a_machine_that_cannot_be_is_refused(memory_mib: int, vcpus: int) -> None:
     with pytest.raises(InvalidArgument):
-        arguments(replace(SPEC, memory_mib=memory_mib, vcpus=vcpus), "tcg", qmp_fd=5, console_fd=6, memory_fd=7)
+        arguments(
+            replace(SPEC, memory_mib=memory_mib, vcpus=vcpus), "tcg", qmp_fd=5, console_fd=6, memory_fd=7
+        )
