@@ -68,6 +68,9 @@ class Stack:
         if refused is not None:
             self.refused, self.snapshot = refused, None
             self.hypervisor = FakeHypervisor(pid=os.getpid())
+            self.device_process, self.share = FakeDeviceProcess(self.device), FakeShare()
+            failing, self.agent = self.agent.fail, FakeAgent()
+            self.agent.fail.update(failing)
         parts = Parts(self.hypervisor, self.device_process, self.share, self._connect)
         vm = VmSpec("c1", self.directory, Path("/k"), Path("/i"), (), 128, 1, snapshot=self.snapshot)
         return Machine(parts, vm, self.record, port=1027, limits=LIMITS, log=self.log)

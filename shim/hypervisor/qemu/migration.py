@@ -13,11 +13,12 @@ the same from QEMU 4 to 10. Source: qapi/migration.json.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
 from shim.children import Child
-from shim.errors import DataLoss, DeadlineExceeded, Internal
+from shim.errors import DataLoss, DeadlineExceeded, Internal, Unavailable
 from shim.hypervisor.qemu.qmp import Event, Json, QmpClient
 
 _TIMEOUT_S = 30.0
@@ -64,9 +65,10 @@ class Migration:
         await qmp.execute("migrate-set-capabilities", _CAPABILITIES)
         await qmp.execute("getfd", {"fdname": "state"}, fds=(state,))
         self._status = asyncio.get_running_loop().create_future()
-        await qmp.execute(command, {"uri": "fd:state"})
         ended = asyncio.create_task(child.wait())
         try:
+            with contextlib.suppress(Unavailable):  # it is ending over it: `ended` tells
+                await qmp.execute(command, {"uri": "fd:state"})
             done, _ = await asyncio.wait(
                 (self._status, ended), timeout=_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
             )
