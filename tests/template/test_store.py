@@ -112,9 +112,12 @@ def test_leftovers_of_a_crash_are_in_nobodys_way(store: Store, made_of: Inputs, 
 
 
 def test_only_one_may_create(store: Store) -> None:
-    with store.lock(wait=False):
-        with pytest.raises(Unavailable, match="another template"), store.lock(wait=False):
-            pass
+    with (
+        store.lock(wait=False),
+        pytest.raises(Unavailable, match="another template"),
+        store.lock(wait=False),
+    ):
+        pass
     with store.lock(wait=True):
         pass
 

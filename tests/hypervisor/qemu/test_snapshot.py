@@ -100,6 +100,7 @@ SILENT = "serve(ok)"
 def test_a_snapshot_that_is_refused_leaves_no_process_and_says_why(
     make: Make,  # noqa: F811
     snapshot: Snapshot,
+    *,
     monkeypatch: pytest.MonkeyPatch,
     body: str,
     error: type[Exception],
