@@ -54,6 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--snapshotter", default="overlayfs", choices=["overlayfs", "native"])
     group.addoption("--shims", default=str(CHECKOUT / "cmd"), help="folder of the shim's programs")
     group.addoption("--guest", default=str(CHECKOUT / "build/guest"), help="folder of the guest image")
+    group.addoption("--template", default="auto", choices=["auto", "off"], help="start VMs from a template")
     group.addoption("--settings", default="", help="TOML lines for the shim's configuration")
     group.addoption("--debug-log", action="store_true", help="containerd and the shim log at debug level")
 
@@ -98,6 +99,14 @@ def import_image(ctr: Ctr, image: Path, snapshotter: str) -> None:
     ctr("image", "import", *local, "--snapshotter", snapshotter, str(image)).ok()
 
 
+def guest_settings(guest: Path, template: str) -> str:
+    """The shim's settings for a guest image. Templates lie beside it and are of use to the next run, too."""
+    return (
+        f'kernel = "{guest}/vmlinux"\ninitrd = "{guest}/initrd.cpio"\n'
+        f'template = "{template}"\ntemplate_dir = "{guest.parent}/templates"\n'
+    )
+
+
 @pytest.fixture(scope="session")
 def containerd(request: pytest.FixtureRequest, image: Path) -> Iterator[Containerd]:
     """A running private containerd of the version at hand. At its end nothing of ours may be left at all."""
@@ -112,10 +121,12 @@ def containerd(request: pytest.FixtureRequest, image: Path) -> Iterator[Containe
         version,
         Path(found.stdout.strip()),
         Path(option("--shims")),
-        f'kernel = "{guest}/vmlinux"\ninitrd = "{guest}/initrd.cpio"\n{option("--settings")}\n',
+        f"{guest_settings(guest, option('--template'))}{option('--settings')}\n",
         "debug" if option("--debug-log") else "info",
     )
     try:
+        if option("--runtime") == OURS and option("--template") == "auto":
+            daemon.tool("template", "create")
         daemon.start()
         ctr = Ctr(daemon, option("--runtime"), option("--snapshotter"))
         import_image(ctr, image, ctr.snapshotter)

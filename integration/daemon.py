@@ -55,6 +55,7 @@ class Containerd:
         system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         # A clean environment; everything containerd starts inherits the two names by which we find it again.
         self.env = {"PATH": f"{shims}:{programs}:{system}", "KATA_PY_CONFIG": str(self.settings)}
+        self.shims = shims
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,6 +88,13 @@ class Containerd:
     def _ctr(self, *args: str) -> int:
         command = [str(self.programs / "ctr"), "--address", self.address, *args]
         return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode
+
+    def tool(self, *args: str) -> str:
+        """What `kata-py` says, with the settings of the shims."""
+        command = [str(self.shims / "kata-py"), *args]
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def stop(self, *, kill: bool = False) -> None:
         """Ends containerd alone: its shims and their VMs go on."""

@@ -39,6 +39,21 @@ def test_the_clock_agrees_with_the_host_s_within_a_second(ctr: Ctr, box: str) ->
 
 @pytest.mark.short
 def test_state_answers_within_a_tenth_of_a_second_while_the_vm_boots(ctr: Ctr) -> None:
+    ctr.daemon.set_for_shims('template = "off"\n')  # from a template there is next to no time to ask in
+    try:
+        answers = ask_while_it_starts(ctr)
+    finally:
+        ctr.daemon.set_for_shims("")
+    # The first call may come while the daemon itself still starts; of the rest a few may be late on a busy
+    # machine. None may come near the 2 s after which containerd gives the task up.
+    times = sorted(seconds for seconds, _ in answers)
+    assert len(times) > 20, "the boot took no time at all?"
+    assert times[int(len(times) * 0.98)] < 0.1, times[-5:]
+    assert times[-1] < 1, times[-5:]
+
+
+def ask_while_it_starts(ctr: Ctr) -> list[tuple[float, int]]:
+    """State from the start to the end of a container: seconds and code of each answer."""
     container = ctr.new_id()
     child = ctr.spawn(*ctr.run_args(container, "true", options=["--rm"]))
     answers: list[tuple[float, int]] = []
@@ -54,12 +69,7 @@ def test_state_answers_within_a_tenth_of_a_second_while_the_vm_boots(ctr: Ctr) -
         time.sleep(0.02)
     assert child.returncode == 0
     child.communicate()
-    # The first call may come while the daemon itself still starts; of the rest a few may be late on a busy
-    # machine. None may come near the 2 s after which containerd gives the task up.
-    times = sorted(seconds for seconds, _ in answers)
-    assert len(times) > 20, "the boot took no time at all?"
-    assert times[int(len(times) * 0.98)] < 0.1, times[-5:]
-    assert times[-1] < 1, times[-5:]
+    return answers
 
 
 def test_two_sandboxes_start_side_by_side(ctr: Ctr) -> None:

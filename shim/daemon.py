@@ -15,6 +15,7 @@ import faulthandler
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shim import vm
 from shim.agent.api import Agent
 from shim.bootstrap.args import Call, parse
 from shim.bootstrap.start import LISTEN_FD
@@ -29,7 +31,6 @@ from shim.children import Child, spawn
 from shim.config.load import load
 from shim.config.model import Config
 from shim.errors import FailedPrecondition, Internal, InvalidArgument, ShimError
-from shim.hypervisor.api import VmSpec
 from shim.hypervisor.qemu.driver import QemuHypervisor
 from shim.log import Log
 from shim.record import Record, remove_run_dir
@@ -38,6 +39,8 @@ from shim.sandbox import Sandbox, TaskEvent
 from shim.sandbox.bundle import load as load_bundle
 from shim.sandbox.guest import Limits
 from shim.sandbox.machine import Machine, Parts
+from shim.template.store import Store
+from shim.template.use import Templates
 from shim.vsock.api import VsockDevice
 from shim.vsock.client import DeviceClient
 
@@ -64,8 +67,9 @@ def main(argv: list[str]) -> int:
     listener = socket.socket(fileno=LISTEN_FD)
     path: str = listener.getsockname()
     config: Config | ShimError
+    host_mounts = -1
     try:
-        isolate_mounts()
+        host_mounts = isolate_mounts()
         config = load()
     except ShimError as error:
         config = error  # the first Create says so: nobody sees more of us than that
@@ -73,7 +77,7 @@ def main(argv: list[str]) -> int:
     log = Log(_LOG_FD, "debug" if call.debug and level != "trace" else level, sandbox=call.id)
     try:
         os.chdir("/")  # the bundle is containerd's to remove
-        asyncio.run(Daemon(call, config, listener, log).serve(bundle_dir))
+        asyncio.run(Daemon(call, config, listener, log, host_mounts).serve(bundle_dir))
     except Exception as error:
         log.error("the shim has failed", error=repr(error))
         # Children die with us and mounts vanish; what is on disk is for `delete`, which runs when nobody listens.
@@ -83,19 +87,24 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def isolate_mounts() -> None:
+def isolate_mounts() -> int:
     """A mount namespace of our own, which takes what the host mounts and unmounts and gives nothing back:
-    what we mount is gone with us."""
+    what we mount is gone with us. A descriptor of the namespace we came from."""
+    host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None):
         raise Internal(f"mount namespace: {os.strerror(ctypes.get_errno())}")
+    return host
 
 
 class Daemon:
     """Wires everything up and runs it."""
 
-    def __init__(self, call: Call, config: Config | ShimError, listener: socket.socket, log: Log) -> None:
+    def __init__(
+        self, call: Call, config: Config | ShimError, listener: socket.socket, log: Log, host_mounts: int
+    ) -> None:
         self._call, self._config, self._log = call, config, log
+        self._host_mounts = host_mounts
         self._listener = listener
         self._listener.setblocking(False)
         self._path: str = listener.getsockname()
@@ -183,31 +192,48 @@ class Daemon:
             self._log.info("task", name=task.get_name(), at=" < ".join(reversed(frames)))
         faulthandler.dump_traceback(_LOG_FD)
 
-    def _make_machine(self, spec: Mapping[str, Any]) -> Machine:
+    def _make_machine(self, spec: Mapping[str, Any], refused: ShimError | None = None) -> Machine:
+        """`refused` is why the machine that was made before, from a template, is no good."""
         config = self._config
         if isinstance(config, ShimError):
             raise config
         if not config.use_passfd_io:
             raise InvalidArgument("use_passfd_io = false: stdio by the agent's RPCs is not supported")
         run_dir = Path(self._record.run_dir)
+        hypervisor = QemuHypervisor(self._log, config.hypervisor)
         parts = Parts(
-            hypervisor=QemuHypervisor(self._log, config.hypervisor),
+            hypervisor=hypervisor,
             device=VsockProcess(_beside_us("kata-py-vsock"), run_dir, self._log),
             share=VirtiofsShare(run_dir, self._log, config.virtiofsd),
             connect_agent=lambda device, timeout_s: connect_agent(device, timeout_s, config.agent_s),
         )
-        port = config.passfd_listener_port
-        vm = VmSpec(
-            name=self._call.id,
-            run_dir=run_dir,
-            kernel=config.kernel,
-            initrd=config.initrd,
-            kernel_params=(f"agent.passfd_listener_port={port}", *config.kernel_params),
-            memory_mib=config.memory_mib,
-            vcpus=config.vcpus,
-            accelerator=config.accelerator,
+        machine = vm.spec(config, self._call.id, run_dir)
+        if config.template == "auto":
+            store = Store(config.template_dir, config.template_limit_mib)
+            templates = Templates(store, self._log, self._create_template)
+            if refused is None:
+                machine = templates.choose(hypervisor, machine)
+            else:
+                templates.reject(hypervisor, machine, refused)
+        port, limits = config.passfd_listener_port, _limits(config)
+        return Machine(parts, machine, self._record, port=port, limits=limits, log=self._log)
+
+    def _create_template(self) -> None:
+        """By a program that outlives us and gives way to everybody, in the host's mount namespace: in ours it
+        would keep what we have mounted."""
+        program = _beside_us("kata-py")
+        command = ["setsid", "--fork", "nsenter", f"--mount=/proc/self/fd/{self._host_mounts}"]
+        command += ["nice", "-n", "19", str(program), "template", "create", "--background"]
+        nothing = subprocess.DEVNULL
+        done = subprocess.run(
+            command,
+            stdin=nothing,
+            stdout=nothing,
+            stderr=nothing,
+            pass_fds=(self._host_mounts,),
+            check=False,
         )
-        return Machine(parts, vm, self._record, port=port, limits=_limits(config), log=self._log)
+        self._log.info("a template is being created", begun=done.returncode == 0)
 
 
 def _limits(config: Config | ShimError) -> Limits:
@@ -284,6 +310,7 @@ class VsockProcess:
 
     async def aclose(self) -> None:
         self.handed_over()
+        self._path.unlink(missing_ok=True)
         if self._child is None:
             return
         # The VM is gone, which the device sees: it writes out what it holds and ends by itself.

@@ -22,7 +22,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT))
 
 from integration import process  # noqa: E402
-from integration.conftest import import_image  # noqa: E402
+from integration.conftest import guest_settings, import_image  # noqa: E402
 from integration.ctr import Ctr  # noqa: E402
 from integration.daemon import Containerd  # noqa: E402
 from integration.ttrpc import Task, message  # noqa: E402
@@ -48,13 +48,14 @@ def containerd(options: argparse.Namespace) -> Iterator[Ctr]:
     found = subprocess.run(
         [CHECKOUT / "hack/containerd", options.containerd], check=True, stdout=subprocess.PIPE, text=True
     )
-    guest = f'kernel = "{options.guest}/vmlinux"\ninitrd = "{options.guest}/initrd.cpio"\n'
+    guest = guest_settings(options.guest, "auto")
     programs = Path(found.stdout.strip())
     daemon = Containerd(
         options.containerd, programs, CHECKOUT / "cmd", f"{guest}{options.settings}\n", "info"
     )
     ctr = Ctr(daemon, RUNTIME, "overlayfs")
     try:
+        daemon.tool("template", "create")
         daemon.start()
         with tempfile.TemporaryDirectory() as folder:
             image = Path(folder, "image.tar")

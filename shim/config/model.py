@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 from shim.errors import InvalidArgument
 
 _KERNEL, _INITRD = Path("/var/lib/kata-py/guest/vmlinux"), Path("/var/lib/kata-py/guest/initrd.cpio")
+_TEMPLATES = Path("/var/lib/kata-py/templates")
 
 
 def _setting(default: Any, allowed: str, check: Callable[[Any], bool], convert: type = object) -> Any:
@@ -73,6 +74,12 @@ class Config:
     kernel_params: tuple[str, ...] = _setting((), "a list of words without spaces", _words, tuple)
     memory_mib: int = _int(256, 128, 1 << 20)
     vcpus: int = _int(1, 1, 240)
+
+    # Start from a saved VM where there is one, and make one where there is none. On a tmpfs it starts a little
+    # faster, until the next reboot of the host. The limit is for all templates together.
+    template: Literal["auto", "off"] = _one_of("auto", "auto", "off")
+    template_dir: Path = _file(_TEMPLATES)  # noqa: RUF009
+    template_limit_mib: int = _int(2048, 1, 1 << 20)
 
     # stdio: by fds handed to the vsock device, or by the agent's RPCs.
     use_passfd_io: bool = _bool(True)

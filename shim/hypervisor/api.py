@@ -15,8 +15,18 @@ Accelerator = Literal["auto", "kvm", "tcg"]
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A VM saved by `Hypervisor.save`: its memory (a sparse file, as long as the VM's memory) and the state of
+    everything else. A VM is restored from copies: the files never change."""
+
+    memory: Path
+    state: Path
+
+
+@dataclass(frozen=True, slots=True)
 class VmSpec:
-    """The machine to make. `kernel_params` are appended after the hypervisor's own."""
+    """The machine to make. `kernel_params` are appended after the hypervisor's own. With a `snapshot`, which
+    must be of the same machine, it does not boot but goes on from there."""
 
     name: str
     run_dir: Path
@@ -26,6 +36,16 @@ class VmSpec:
     memory_mib: int
     vcpus: int
     accelerator: Accelerator = "auto"
+    snapshot: Snapshot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What decides whether a snapshot fits a VM: the machine in words (with the host's CPU if the guest sees it)
+    and the files it is made of, the VMM's program included."""
+
+    words: tuple[str, ...]
+    files: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +87,23 @@ class Hypervisor(Protocol):
     def pid(self) -> int:
         """Host pid of the VMM process. Raises FailedPrecondition before `start`."""
 
+    def fingerprint(self, spec: VmSpec) -> Fingerprint:
+        """Of the VM that `start` would make, also before `start`."""
+
     async def start(self, spec: VmSpec) -> None:
-        """Launch the VMM with the VM's CPUs stopped and its control channel ready."""
+        """Launch the VMM with the VM's CPUs stopped, its control channel ready and its snapshot loaded."""
 
     async def add_device(self, device: Device) -> None:
         """Plug in a device. Allowed before and after `resume`."""
 
     async def resume(self) -> None:
         """Let the CPUs run."""
+
+    async def console_line(self, text: str) -> None:
+        """Until the guest's console has printed a line that contains `text`, or the VMM has ended."""
+
+    async def save(self, snapshot: Snapshot) -> None:
+        """Stop the CPUs for good and write the VM to two new files. Only without devices."""
 
     async def wait(self) -> VmExit:
         """Until the VMM process has ended; any number of callers, also afterwards."""

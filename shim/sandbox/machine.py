@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -44,6 +45,8 @@ _VM = "the VM"
 # The companions end when the VM does: its own end, seen within this time, is the better explanation.
 _ROOT_CAUSE_S = 0.25
 _POST_MORTEM_S = 0.5
+# A restored guest answers in a fraction of a second, or something is wrong with it.
+_RESTORE_S = 15.0
 
 T = TypeVar("T")
 
@@ -102,26 +105,37 @@ class Machine:
         self._stack = AsyncExitStack()
         self._background = Background(log)
         self._stopping: asyncio.Task[None] | None = None
+        self._killed = False
         self.died = asyncio.Event()
         self.reason = ""
+
+    @property
+    def snapshot_failed(self) -> bool:
+        """After a failed `start`: whether a VM that boots may succeed where this one, restored, has not."""
+        return self._spec.snapshot is not None and not self._killed
 
     async def start(self, settings: SandboxSettings, on_running: Callable[[], None] = lambda: None) -> Guest:
         """Boot; `on_running` is called when the CPUs run, long before the guest is up. On an error nothing is
         left running, and the message ends with the guest's last words."""
         began = time.monotonic()
+        limit_s = self._limits.boot_s
+        if self._spec.snapshot is not None:
+            limit_s = min(limit_s, _RESTORE_S)
         try:
-            async with asyncio.timeout(self._limits.boot_s):
+            async with asyncio.timeout(limit_s):
                 guest = await self._unless_died(self._boot(settings, on_running))
         except TimeoutError as error:
             raise DeadlineExceeded(
-                f"the sandbox was not up after {self._limits.boot_s:g} s{await self._last_words()}"
+                f"the sandbox was not up after {limit_s:g} s{await self._last_words()}"
             ) from error
         except ShimError as error:
             raise from_status(error.code, f"sandbox boot: {error}{await self._last_words()}") from error
         except BaseException:
             await self.stop()
             raise
-        self._log.info("sandbox is up", seconds=f"{time.monotonic() - began:.3f}", vmm=guest.pid)
+        restored = self._spec.snapshot is not None
+        seconds = f"{time.monotonic() - began:.3f}"
+        self._log.info("sandbox is up", seconds=seconds, vmm=guest.pid, restored=restored)
         return guest
 
     async def stop(self) -> None:
@@ -184,7 +198,9 @@ class Machine:
         self.reason = self.reason or exit_.reason
 
     async def _vm_exit(self) -> str:
-        return (await self._parts.hypervisor.wait()).reason
+        exit_ = await self._parts.hypervisor.wait()
+        self._killed = exit_.status == -signal.SIGKILL and self._stopping is None
+        return exit_.reason
 
     # -- death -----------------------------------------------------------------------------------------------
 

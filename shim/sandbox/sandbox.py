@@ -23,7 +23,8 @@ _MAX_HOSTNAME = 64
 
 class Sandbox:
     """Everything a shim serves. The first container boots the VM, which `make_machine` makes by that
-    container's spec (or raises why it cannot); a boot that failed is not tried again.
+    container's spec (or raises why it cannot); a boot that failed is not tried again. Only when the VM was to
+    be restored from a snapshot, it is asked once more, with the error, for one that boots.
 
     Create, start and delete run to their end even if the caller goes away; State and the like only look.
     """
@@ -31,7 +32,7 @@ class Sandbox:
     def __init__(
         self,
         sandbox_id: str,
-        make_machine: Callable[[Mapping[str, Any]], Machine],
+        make_machine: Callable[[Mapping[str, Any], ShimError | None], Machine],
         record: Record,
         emit: Emit,
         *,
@@ -167,8 +168,14 @@ class Sandbox:
                 hostname=(oci.text(spec, "hostname") or self.id)[:_MAX_HOSTNAME],
                 dns=bundle.resolv_conf(spec),
             )
-            machine = self._machine = self._make_machine(spec)
-            guest = await machine.start(settings, self._running.set)
+            machine = self._machine = self._make_machine(spec, None)
+            try:
+                guest = await machine.start(settings, self._running.set)
+            except ShimError as error:
+                if not machine.snapshot_failed:
+                    raise
+                machine = self._machine = self._make_machine(spec, error)
+                guest = await machine.start(settings, self._running.set)
         except ShimError as error:
             self._log.error("boot failed", error=error)
             raise

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 
 from shim.errors import FailedPrecondition, ShimError, Unavailable
-from shim.hypervisor.api import Device, VmExit, VmSpec
+from shim.hypervisor.api import Device, Fingerprint, Snapshot, VmExit, VmSpec
 
 
 class FakeHypervisor:
     """Implements `hypervisor.api.Hypervisor`.
 
     `fail` maps the name of a method to the error it raises. `calls` lists what was done, in order:
-    "start", "add_device:<id>", "resume", "stop".
+    "start", "add_device:<id>", "resume", "console_line", "save", "stop". The console says whatever is waited
+    for; a saved VM is two small files. `files` are those of its fingerprint.
     """
 
     def __init__(self, fail: Mapping[str, ShimError] | None = None, pid: int = 4711) -> None:
         self.fail = dict(fail or {})
         self.calls: list[str] = []
+        self.files: tuple[Path, ...] = ()
         self.spec: VmSpec | None = None
         self.devices: list[Device] = []
         self._pid = pid
@@ -28,6 +31,9 @@ class FakeHypervisor:
     def pid(self) -> int:
         self._running()
         return self._pid
+
+    def fingerprint(self, spec: VmSpec) -> Fingerprint:
+        return Fingerprint((f"{spec.memory_mib} MiB", f"{spec.vcpus} CPUs"), self.files)
 
     async def start(self, spec: VmSpec) -> None:
         self._do("start", "start")
@@ -44,6 +50,15 @@ class FakeHypervisor:
     async def resume(self) -> None:
         self._alive()
         self._do("resume", "resume")
+
+    async def console_line(self, text: str) -> None:
+        self._do("console_line", "console_line")
+
+    async def save(self, snapshot: Snapshot) -> None:
+        self._alive()
+        snapshot.memory.write_bytes(bytes(4096))
+        self._do("save", "save")
+        snapshot.state.write_bytes(b"state")
 
     async def wait(self) -> VmExit:
         return await asyncio.shield(self._running())

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from shim.hypervisor.api import VmSpec
+from shim.errors import ShimError
+from shim.hypervisor.api import Snapshot, VmSpec
 from shim.log import Log
 from shim.pb.containerd.task import v2
 from shim.record import Record
@@ -48,6 +49,8 @@ class Stack:
         self.device_process = FakeDeviceProcess(self.device)
         self.share = FakeShare()
         self.hypervisor = FakeHypervisor(pid=os.getpid())
+        self.snapshot: Snapshot | None = None  # of the first machine
+        self.refused: ShimError | None = None  # why the first machine was no good
         self.events: list[TaskEvent] = []
         self.shut_down = False
         self.record = Record(str(directory), "ns", "c1", "")
@@ -61,9 +64,15 @@ class Stack:
         self.channel = memory.connect(self.server)
         self.task = v2.TaskStub(self.channel)
 
-    def _machine(self, spec: Any) -> Machine:
+    def _machine(self, spec: Any, refused: ShimError | None) -> Machine:
+        if refused is not None:
+            self.refused, self.snapshot = refused, None
+            self.hypervisor = FakeHypervisor(pid=os.getpid())
+            self.device_process, self.share = FakeDeviceProcess(self.device), FakeShare()
+            failing, self.agent = self.agent.fail, FakeAgent()
+            self.agent.fail.update(failing)
         parts = Parts(self.hypervisor, self.device_process, self.share, self._connect)
-        vm = VmSpec("c1", self.directory, Path("/k"), Path("/i"), (), 128, 1)
+        vm = VmSpec("c1", self.directory, Path("/k"), Path("/i"), (), 128, 1, snapshot=self.snapshot)
         return Machine(parts, vm, self.record, port=1027, limits=LIMITS, log=self.log)
 
     async def _connect(self, _device: Any, _timeout_s: float) -> FakeAgent:

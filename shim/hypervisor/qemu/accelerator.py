@@ -1,4 +1,4 @@
-"""Which accelerator a VM gets."""
+"""Which accelerator a VM gets, and what of the host its guest sees through it."""
 
 from __future__ import annotations
 
@@ -26,3 +26,14 @@ def choose(
     except OSError:
         return "tcg"
     return "kvm"
+
+
+def host(accelerator: Literal["kvm", "tcg"], *, cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """What a snapshot depends on besides QEMU and its arguments. An emulated CPU is QEMU's; with KVM the guest
+    sees the host's model and flags, and what the host's kernel makes of them."""
+    if accelerator == "tcg":
+        return []
+    first, _, _ = cpuinfo.read_text().partition("\n\n")
+    wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags")
+    lines = [line for line in first.splitlines() if line.partition("\t")[0].strip() in wanted]
+    return [os.uname().release, *lines]

@@ -2,7 +2,7 @@
 
 The machine is q35 with as little as possible on it. Behind its one root port sits a PCIe-to-PCI bridge, and
 every device is hot-plugged into that bridge by ACPI (about 30 ms; native PCIe hotplug needs seconds to
-remove one, and a root port per device would cost boot time for each). Guest memory is a memfd that
+remove one, and a root port per device would cost boot time for each). Guest memory is a memfd of ours that
 vhost-user processes can map. No firmware decompresses a kernel: QEMU loads an ELF kernel by its PVH note.
 
 The options are those that QEMU 7.2 and 10.x have in common.
@@ -38,17 +38,15 @@ _KERNEL_PARAMS = (
 )
 
 
-def arguments(spec: VmSpec, accelerator: Literal["kvm", "tcg"], *, qmp_fd: int, console_fd: int) -> list[str]:
-    """All arguments after the program's name. The VM's CPUs are stopped at first (-S).
+def machine(spec: VmSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
+    """The arguments that make the machine which the guest sees. A snapshot fits these and no others.
 
-    `qmp_fd` is a connected stream socket that QEMU inherits, the control channel; `console_fd` the write end
-    of a pipe for the guest's serial console. Raises InvalidArgument for a spec no machine can be made of.
+    Raises InvalidArgument for a spec no machine can be made of.
     """
     if spec.memory_mib < 64 or spec.vcpus < 1:
         raise InvalidArgument(f"a VM of {spec.memory_mib} MiB and {spec.vcpus} CPUs cannot be made")
     accel = ("kvm", "host") if accelerator == "kvm" else ("tcg,thread=multi", _EMULATED_CPU)
     return [
-        *("-name", f"sandbox-{_escaped(spec.name)}"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-S"),
         *("-display", "none"),
         *("-sandbox", _SANDBOX),
@@ -57,18 +55,38 @@ def arguments(spec: VmSpec, accelerator: Literal["kvm", "tcg"], *, qmp_fd: int, 
         *("-cpu", accel[1]),
         *("-smp", str(spec.vcpus)),
         *("-m", f"{spec.memory_mib}M"),
-        *("-object", f"memory-backend-memfd,id=mem0,size={spec.memory_mib}M,share=on"),
         *("-rtc", "base=utc"),
         *("-device", "pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1"),
         *("-device", f"pcie-pci-bridge,id={HOTPLUG_BUS},bus=port0"),
-        *("-chardev", f"socket,id=qmp,fd={qmp_fd}"),
-        *("-mon", "chardev=qmp,mode=control"),
-        *("-add-fd", f"fd={console_fd},set={_CONSOLE_FD_SET}"),
-        *("-chardev", f"file,id=console,path=/dev/fdset/{_CONSOLE_FD_SET},append=on"),
         *("-serial", "chardev:console"),
         *("-kernel", str(spec.kernel)),
         *("-initrd", str(spec.initrd)),
         *("-append", " ".join((*_KERNEL_PARAMS, *spec.kernel_params))),
+    ]
+
+
+def arguments(
+    spec: VmSpec, accelerator: Literal["kvm", "tcg"], *, qmp_fd: int, console_fd: int, memory_fd: int
+) -> list[str]:
+    """All arguments after the program's name. The VM's CPUs are stopped at first (-S); with a snapshot it waits
+    for `migrate-incoming`.
+
+    QEMU inherits `qmp_fd`, a connected stream socket, the control channel; `console_fd`, the write end of a
+    pipe for the guest's serial console; `memory_fd`, a file of the memory's size.
+    """
+    # A named file, not a memfd of QEMU's own: only such memory stays out of a snapshot's state (x-ignore-shared).
+    memory = (
+        f"memory-backend-file,id=mem0,size={spec.memory_mib}M,share=on,mem-path=/proc/self/fd/{memory_fd}"
+    )
+    return [
+        *("-name", f"sandbox-{_escaped(spec.name)}"),
+        *("-object", memory),
+        *("-chardev", f"socket,id=qmp,fd={qmp_fd}"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-add-fd", f"fd={console_fd},set={_CONSOLE_FD_SET}"),
+        *("-chardev", f"file,id=console,path=/dev/fdset/{_CONSOLE_FD_SET},append=on"),
+        *machine(spec, accelerator),
+        *(() if spec.snapshot is None else ("-incoming", "defer")),
     ]
 
 

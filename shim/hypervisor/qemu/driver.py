@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import assert_never
 
-from shim.children import Child, spawn
+from shim.children import Child, find_program, spawn
 from shim.errors import FailedPrecondition, ShimError, Unavailable
-from shim.hypervisor.api import Device, VhostUserFs, VhostUserVsock, VmExit, VmSpec
-from shim.hypervisor.qemu import accelerator, cmdline
+from shim.hypervisor.api import Device, Fingerprint, Snapshot, VhostUserFs, VhostUserVsock, VmExit, VmSpec
+from shim.hypervisor.qemu import accelerator, cmdline, memory
 from shim.hypervisor.qemu.console import Console
+from shim.hypervisor.qemu.migration import Migration
 from shim.hypervisor.qemu.qmp import Event, Json, QmpClient
 from shim.log import Log
 
@@ -34,34 +37,53 @@ class QemuHypervisor:
         self._console: Console | None = None
         self._shutdown: str | None = None
         self._stopping = False
+        self._migration = Migration()
+        self._awaited_line: tuple[str, asyncio.Event] | None = None
+        self._memory: Path | None = None
 
     @property
     def pid(self) -> int:
         return self._running().pid
 
+    def fingerprint(self, spec: VmSpec) -> Fingerprint:
+        chosen = accelerator.choose(spec.accelerator)
+        words = (*cmdline.machine(spec, chosen), *accelerator.host(chosen))
+        program = Path(find_program([self._program])).resolve()
+        return Fingerprint(words, (program, spec.kernel, spec.initrd))
+
     async def start(self, spec: VmSpec) -> None:
         if self._child is not None:
             raise FailedPrecondition("this VM was started before")
         chosen = accelerator.choose(spec.accelerator)
-        async with AsyncExitStack() as undo:
-            qmp_ours, qmp_theirs = socket.socketpair()
-            undo.callback(qmp_ours.close)
-            console = Console(self._on_console_line)
-            undo.callback(console.close)
-            with qmp_theirs, console.writer() as console_fd:
-                options = cmdline.arguments(spec, chosen, qmp_fd=qmp_theirs.fileno(), console_fd=console_fd)
-                child = spawn(
-                    [self._program, *options],
-                    pass_fds=(qmp_theirs.fileno(), console_fd),
-                    on_line=self._on_message,
-                )
-            undo.push_async_callback(child.kill)
-            qmp = QmpClient(qmp_ours, self._on_event)
-            undo.callback(qmp.close)
-            version = await self._handshake(child, qmp)
-            self._child, self._qmp, self._console = child, qmp, console
-            undo.pop_all()
-        self._log.info("QEMU started", pid=child.pid, version=version, accelerator=chosen)
+        with memory.create(spec.memory_mib) as memory_fd:
+            async with AsyncExitStack() as undo:
+                qmp_ours, qmp_theirs = socket.socketpair()
+                undo.callback(qmp_ours.close)
+                console = Console(self._on_console_line)
+                undo.callback(console.close)
+                with qmp_theirs, console.writer() as console_fd:
+                    qmp_fd = qmp_theirs.fileno()
+                    options = cmdline.arguments(
+                        spec, chosen, qmp_fd=qmp_fd, console_fd=console_fd, memory_fd=memory_fd
+                    )
+                    child = spawn(
+                        [self._program, *options],
+                        pass_fds=(qmp_fd, console_fd, memory_fd),
+                        on_line=self._on_message,
+                    )
+                undo.push_async_callback(child.kill)
+                qmp = QmpClient(qmp_ours, self._on_event)
+                undo.callback(qmp.close)
+                if spec.snapshot is None:
+                    version = await self._handshake(child, qmp)
+                else:
+                    version = await self._restore(child, qmp, spec.snapshot, memory_fd)
+                self._child, self._qmp, self._console = child, qmp, console
+                undo.pop_all()
+        # Nobody else holds it open: the memory is QEMU's, and gone with it.
+        self._memory = Path(f"/proc/{child.pid}/fd/{memory_fd}")
+        how = "boots" if spec.snapshot is None else "restored"
+        self._log.info("QEMU started", pid=child.pid, version=version, accelerator=chosen, how=how)
 
     async def add_device(self, device: Device) -> None:
         match device:
@@ -83,6 +105,30 @@ class QemuHypervisor:
 
     async def resume(self) -> None:
         await self._execute("cont")
+
+    async def console_line(self, text: str) -> None:
+        child, seen = self._running(), asyncio.Event()
+        if self._console is None or text in self._console.text:
+            return
+        self._awaited_line = text, seen
+        waiting = [asyncio.create_task(seen.wait()), asyncio.create_task(child.wait())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._awaited_line = None
+            for task in waiting:
+                task.cancel()
+
+    async def save(self, snapshot: Snapshot) -> None:
+        child = self._running()
+        await self._execute("stop")
+        assert self._qmp is not None and self._memory is not None
+        fd = os.open(self._memory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            await self._migration.save(self._qmp, child, snapshot.state)
+            await asyncio.to_thread(memory.save, fd, snapshot.memory)
+        finally:
+            os.close(fd)
 
     async def wait(self) -> VmExit:
         child = self._running()
@@ -125,6 +171,17 @@ class QemuHypervisor:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await child.wait()
             raise child.failure() from None
+
+    async def _restore(self, child: Child, qmp: QmpClient, snapshot: Snapshot, memory_fd: int) -> str:
+        """Fill the memory while QEMU starts, then give it the state; its version."""
+        copying = asyncio.ensure_future(asyncio.to_thread(memory.load, snapshot.memory, memory_fd))
+        try:
+            version = await self._handshake(child, qmp)
+            await asyncio.shield(copying)
+        finally:
+            await asyncio.wait([copying])  # the descriptor is in use until then
+        await self._migration.load(qmp, child, snapshot.state)
+        return version
 
     async def _execute(self, command: str, arguments: Json | None = None, fd: int | None = None) -> None:
         child = self._running()
@@ -182,6 +239,7 @@ class QemuHypervisor:
         return "; ".join(parts)
 
     def _on_event(self, event: Event) -> None:
+        self._migration.on_event(event)
         if event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", "no reason given"))
         elif event.name == "GUEST_PANICKED":
@@ -193,3 +251,5 @@ class QemuHypervisor:
 
     def _on_console_line(self, line: str) -> None:
         self._log.debug("guest console", line=line)
+        if self._awaited_line is not None and self._awaited_line[0] in line:
+            self._awaited_line[1].set()

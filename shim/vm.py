@@ -1,0 +1,22 @@
+"""The VM that the settings describe: the same for a sandbox and for its template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shim.config.model import Config
+from shim.hypervisor.api import VmSpec
+
+
+def spec(config: Config, name: str, run_dir: Path) -> VmSpec:
+    """`name` and `run_dir` are the sandbox's, of which the machine knows nothing."""
+    return VmSpec(
+        name=name,
+        run_dir=run_dir,
+        kernel=config.kernel,
+        initrd=config.initrd,
+        kernel_params=(f"agent.passfd_listener_port={config.passfd_listener_port}", *config.kernel_params),
+        memory_mib=config.memory_mib,
+        vcpus=config.vcpus,
+        accelerator=config.accelerator,
+    )
