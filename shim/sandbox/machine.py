@@ -31,7 +31,7 @@ from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.transforms import SANDBOX_SHM
 from shim.vsock.api import VsockDevice
 
-# Where the agent mounts the share (kata-streaming §5.3); the share's guest paths are below it.
+# Where the agent mounts the share (Kata: runtime-rs, share_virtio_fs.rs); the share's guest paths are below it.
 SHARED_DIR = "/run/kata-containers/shared/containers/"
 _SHM_STORAGE = Storage(
     driver="ephemeral",

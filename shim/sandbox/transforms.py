@@ -1,7 +1,7 @@
 """From the host's spec to the guest's: one function for each concern, none of them does IO.
 
 What is dropped belongs to the host (its network, devices, cgroup numbers, security modules) or is the agent's
-business; the kata-agent expects the same (runtime-rs, container.rs; kata-streaming §5.5). Seccomp stays: crun
+business; the kata-agent expects the same (runtime-rs, container.rs). Seccomp stays: crun
 applies it in the guest as runc would have on the host."""
 
 from __future__ import annotations
