@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from integration import leak
+from integration import leak, process
 from integration.ctr import Ctr
 from integration.daemon import Containerd
 
@@ -183,8 +183,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.failed and ctr is not None:
         text = ctr.daemon.log_since(getattr(item, "log_offset", 0))
         report.sections.append(("containerd and shim log", text[-20000:]))
-        tree = subprocess.run(
-            ["ps", "-eo", "pid,ppid,stat,args", "--forest"], capture_output=True, text=True, check=False
-        )
-        lines = [line[:200] for line in tree.stdout.splitlines() if str(ctr.daemon.root) in line]
+        found = process.marked(str(ctr.daemon.root)).values()
+        lines = [f"{item.pid:>8} {item.parent:>8} {item.state} {item.command[:200]}" for item in found]
         report.sections.append(("processes", "\n".join(lines)))
