@@ -27,10 +27,9 @@ from shim import vm
 from shim.agent.api import Agent
 from shim.bootstrap.args import Call, parse
 from shim.bootstrap.start import LISTEN_FD
-from shim.children import Child, spawn
 from shim.config.load import load
 from shim.config.model import Config
-from shim.errors import FailedPrecondition, Internal, InvalidArgument, ShimError
+from shim.errors import Internal, InvalidArgument, ShimError
 from shim.hypervisor.qemu.driver import QemuHypervisor
 from shim.log import Log
 from shim.record import Record, remove_run_dir
@@ -42,7 +41,7 @@ from shim.sandbox.machine import Machine, Parts
 from shim.template.store import Store
 from shim.template.use import Templates
 from shim.vsock.api import VsockDevice
-from shim.vsock.client import DeviceClient
+from shim.vsock.process import VsockProcess
 
 if TYPE_CHECKING:
     from shim.task.publisher import Publisher
@@ -52,7 +51,6 @@ AGENT_PORT = 1024
 # A shim without a first container for so long will not get one.
 _IDLE_S = 60.0
 _LOG_FD = 2
-_DEVICE_FLUSH_S, _DEVICE_STOP_S = 2.0, 1.0
 _REMOVE_S = 5.0
 # So that the answer to Shutdown is on its way before the process ends.
 _ANSWER_S = 0.05
@@ -203,7 +201,7 @@ class Daemon:
         hypervisor = QemuHypervisor(self._log, config.hypervisor)
         parts = Parts(
             hypervisor=hypervisor,
-            device=VsockProcess(_beside_us("kata-py-vsock"), run_dir, self._log),
+            device=VsockProcess(_beside_us("kata-py-vsock"), run_dir, self._log, _LOG_FD),
             share=VirtiofsShare(run_dir, self._log, config.virtiofsd),
             connect_agent=lambda device, timeout_s: connect_agent(device, timeout_s, config.agent_s),
         )
@@ -260,64 +258,3 @@ async def connect_agent(device: VsockDevice, timeout_s: float, call_s: float) ->
 def _beside_us(name: str) -> Path:
     """A program that was installed with this one."""
     return Path(sys.argv[0]).resolve().parent / name
-
-
-class VsockProcess:
-    """The vsock device program, as a `sandbox.machine.DeviceProcess`."""
-
-    def __init__(self, program: Path, run_dir: Path, log: Log) -> None:
-        self._program, self._path, self._log = program, run_dir / "vsock.sock", log
-        self._vhost_user: socket.socket | None = None
-        self._child: Child | None = None
-
-    @property
-    def client(self) -> DeviceClient:
-        return DeviceClient(self._path)
-
-    @property
-    def vhost_user_fd(self) -> int:
-        if self._vhost_user is None:
-            raise FailedPrecondition("the vsock device was not started")
-        return self._vhost_user.fileno()
-
-    async def start(self) -> int:
-        # We make and bind the sockets, so both are there before the program has started.
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(self._path))
-            listener.listen(128)
-            self._vhost_user, theirs = socket.socketpair()
-            log_fd = os.dup(_LOG_FD)
-            try:
-                argv = [str(self._program), "--vhost-user-fd", str(theirs.fileno())]
-                argv += ["--listen-fd", str(listener.fileno()), "--socket-path", str(self._path)]
-                argv += ["--log-fd", str(log_fd)]
-                fds = (theirs.fileno(), listener.fileno(), log_fd)
-                self._child = spawn(argv, pass_fds=fds, on_line=self._on_line)
-            finally:
-                theirs.close()
-                os.close(log_fd)
-        return self._child.pid
-
-    def handed_over(self) -> None:
-        if self._vhost_user is not None:
-            self._vhost_user.close()
-
-    async def wait(self) -> str:
-        if self._child is None:
-            raise FailedPrecondition("the vsock device was not started")
-        await self._child.wait()
-        return str(self._child.failure())
-
-    async def aclose(self) -> None:
-        self.handed_over()
-        self._path.unlink(missing_ok=True)
-        if self._child is None:
-            return
-        # The VM is gone, which the device sees: it writes out what it holds and ends by itself.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_DEVICE_FLUSH_S):
-                await self._child.wait()
-        await self._child.terminate(_DEVICE_STOP_S)
-
-    def _on_line(self, line: str) -> None:
-        self._log.warning("vsock device", line=line)

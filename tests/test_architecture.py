@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.template": BASE | {"shim.hypervisor.api"},
     "shim.rootfs": BASE | {"shim.children"},
     "shim.vsock": BASE,
+    "shim.vsock.process": BASE | {"shim.children", "shim.vsock"},
     "shim.agent": BASE | {"shim.pb", "shim.ttrpc", "shim.oci"},
     "shim.stdio": BASE | {"shim.vsock.api", "shim.agent.api"},
     "shim.sandbox": BASE
@@ -81,7 +82,7 @@ LIGHT: dict[str, set[str]] = {
     "shim.guest": RPC_LIBRARIES | {"typing", "dataclasses", "subprocess", "click", "psutil"},
 }
 # All of shim.vsock is the device program's but the daemon's side of it.
-DAEMON_SIDE = {"shim.vsock.api", "shim.vsock.client"}
+DAEMON_SIDE = {"shim.vsock.api", "shim.vsock.client", "shim.vsock.process"}
 
 
 def module_name(path: Path) -> str:
