@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from shim import errors
-from shim.guest import syscall
+from shim.guest import hotplug, syscall
 from shim.guest.sandbox import Sandbox, verify_id
 from shim.guest.stdio import Stdio
 from shim.ttrpc.server import current_call
@@ -64,6 +64,7 @@ class Service:
             self.ReadStdout,
             self.ReadStderr,
             self.GetGuestDetails,
+            self.OnlineCPUMem,
             self.SetGuestDateTime,
             self.ReseedRandomDev,
             self.GetOOMEvent,
@@ -153,6 +154,12 @@ class Service:
             "support_mem_hotplug_probe": bool(request.get("mem_hotplug_probe")),
         }
         return {"agent_details": agent, **{name: memory[name] for name, wants in wanted.items() if wants}}
+
+    async def OnlineCPUMem(self, request: Message) -> Message:
+        await hotplug.use_cpus(request.get("nb_cpus", 0))
+        if not request.get("cpu_only"):
+            hotplug.use_memory()
+        return _NOTHING
 
     async def SetGuestDateTime(self, request: Message) -> Message:
         nanoseconds = request.get("Sec", 0) * 1_000_000_000 + request.get("Usec", 0) * 1000
