@@ -16,6 +16,7 @@ from shim.sandbox.events import Emit, TaskExited
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.process import Process
 from shim.sandbox.states import State
+from shim.vsock.api import StreamStat
 
 KILLED = 128 + signal.SIGKILL
 # Nobody knows how it ended.
@@ -57,9 +58,17 @@ class Endings:
         if process is self._init:
             await self._outlive_execs(guest)
             self._end_execs()
+        counters = await process.counters()  # while they can still be had: Delete comes right after the exit
         self.tell(process, code)
+        self._log.info(
+            "process has ended",
+            exec=process.ids.exec_id,
+            code=code,
+            **{name: _bytes(stat) for name, stat in counters.items()},
+            stalls=sum(stat.stalls for stat in counters.values()),
+            drained=drained,
+        )
         if not drained:
-            self._log.info("output is held open after the exit", exec=process.ids.exec_id)
             await process.end_idle_output(self._limits)
 
     def tell(self, process: Process, code: int) -> None:
@@ -120,3 +129,8 @@ class Endings:
                 process.fail()  # it can never be started now
             elif process.state is State.RUNNING:
                 self.tell(process, KILLED)
+
+
+def _bytes(stat: StreamStat) -> int:
+    """Of a standard stream: each goes one way."""
+    return stat.rx + stat.tx

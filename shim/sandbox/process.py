@@ -15,6 +15,7 @@ from shim.sandbox.states import Event, State
 from shim.stdio import uri
 from shim.stdio.attach import Streams, attach
 from shim.stdio.uri import Stdio
+from shim.vsock.api import StreamStat
 
 # What Wait answers for a process that never ran.
 _NEVER_RAN = 255
@@ -109,6 +110,10 @@ class Process:
         if self._streams is None:
             return True
         return await self._streams.drained(limits.drain_grace_s, limits.drain_limit_s)
+
+    async def counters(self) -> dict[str, StreamStat]:
+        """Bytes and stalls of its stdin, stdout and stderr (those there are), so far or in the end."""
+        return {} if self._streams is None else await self._streams.counters()
 
     async def end_idle_output(self, limits: Limits) -> None:
         """See `Streams.end_idle`. Goes on when the process is deleted meanwhile, which clients do at once."""

@@ -15,6 +15,7 @@ from shim.stdio.stdin import Input
 from shim.stdio.uri import Endpoints
 from shim.vsock.api import Stream, StreamStat, VsockDevice
 
+NAMES = ("stdin", "stdout", "stderr")
 # How often a drain that makes progress is looked at.
 _PROGRESS_S = 0.25
 _SHORTEST_S = 0.01
@@ -83,6 +84,13 @@ class Streams:
         and the reader must see an end. An output whose reader is behind is left to the reader."""
         pairs = zip(self._outputs, self._output_fifos, strict=True)
         await asyncio.gather(*(_end_idle(stream, fifo, grace_s) for stream, fifo in pairs if stream))
+
+    async def counters(self) -> dict[str, StreamStat]:
+        """What has gone through each stream there is, by its name: stdin, stdout, stderr. A device that does not
+        count leaves it out."""
+        named = dict(zip(NAMES, (self._stdin, *self._outputs), strict=True))
+        stats = {name: await stream.stat() for name, stream in named.items() if stream is not None}
+        return {name: stat for name, stat in stats.items() if stat is not None}
 
     def close(self) -> None:
         """Close the FIFO ends and control connections. Idempotent; does not end the streams."""

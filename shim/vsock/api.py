@@ -14,8 +14,8 @@ A refused or failed request is answered by closing the socket without a line. On
                        stat\\n   answered by STAT rx=<bytes> tx=<bytes> stalls=<n>\\n
                        close\\n  give the stream up: reset it towards the guest; bytes already here still go
                                 to the fd, then DRAINED
-    device -> client   DRAINED rx=<bytes> tx=<bytes>\\n   the stream is closed and every byte is in the fd;
-                                                         then the device closes the control socket
+    device -> client   DRAINED rx=<bytes> tx=<bytes> stalls=<n>\\n   the stream is closed and every byte is in the
+                                                  fd; then the device closes the control socket
 
 `rx` counts bytes the device moved guest -> host fd, `tx` host fd -> guest; `stalls` how often the host fd was
 full. Closing the control socket does not end the stream.

@@ -11,7 +11,7 @@ from pathlib import Path
 from shim.errors import DeadlineExceeded, Unavailable
 from shim.vsock.api import Stream, StreamStat
 
-# The longest line the device sends is DRAINED with two 20 digit numbers.
+# The longest line the device sends is DRAINED with three 20 digit numbers.
 _MAX_LINE = 128
 # A guest that is booting refuses, or drops a request that came while its driver was starting.
 _RETRY_S = 0.01
@@ -21,8 +21,8 @@ _ATTEMPT_S = 3.0
 _VERB_S = 2.0
 
 _OK = re.compile(rb"OK (\d{1,10})")
-_DRAINED = re.compile(rb"DRAINED rx=(\d{1,20}) tx=(\d{1,20})")
-_STAT = re.compile(rb"STAT rx=(\d{1,20}) tx=(\d{1,20}) stalls=(\d{1,20})")
+_COUNTS = rb" rx=(\d{1,20}) tx=(\d{1,20}) stalls=(\d{1,20})"
+_DRAINED, _STAT = re.compile(b"DRAINED" + _COUNTS), re.compile(b"STAT" + _COUNTS)
 
 
 class Refused(Exception):
@@ -183,11 +183,11 @@ class _Stream:
 
     def _on_line(self, line: bytes) -> None:
         if match := _DRAINED.fullmatch(line):
-            self._drained = StreamStat(int(match[1]), int(match[2]), 0)
+            self._drained = _counts(match)
         elif (match := _STAT.fullmatch(line)) and self._stats:
             future = self._stats.pop(0)
             if not future.done():
-                future.set_result(StreamStat(int(match[1]), int(match[2]), int(match[3])))
+                future.set_result(_counts(match))
 
     def _finish(self, _reader: asyncio.Task[None]) -> None:
         self._ended.set()
@@ -196,3 +196,7 @@ class _Stream:
                 future.set_result(None)
         self._stats.clear()
         self._sock.close()
+
+
+def _counts(match: re.Match[bytes]) -> StreamStat:
+    return StreamStat(*(int(number) for number in match.groups()))

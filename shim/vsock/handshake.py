@@ -86,5 +86,5 @@ def stat(rx: int, tx: int, stalls: int) -> bytes:
     return b"STAT rx=%d tx=%d stalls=%d\n" % (rx, tx, stalls)
 
 
-def drained(rx: int, tx: int) -> bytes:
-    return b"DRAINED rx=%d tx=%d\n" % (rx, tx)
+def drained(rx: int, tx: int, stalls: int) -> bytes:
+    return b"DRAINED rx=%d tx=%d stalls=%d\n" % (rx, tx, stalls)

@@ -305,7 +305,7 @@ class Hub:
             stream.close()
         if stream.client is not None:
             try:
-                stream.client.send(handshake.drained(stream.rx, stream.tx))
+                stream.client.send(handshake.drained(stream.rx, stream.tx, stream.stalls))
             except OSError as error:
                 self._log.debug("nobody hears of the end", port=stream.host_port, error=error)
             self._drop_client(stream)

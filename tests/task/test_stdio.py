@@ -10,6 +10,7 @@ import pytest
 from shim.agent.api import ProcessIds, StdioPorts
 from shim.errors import Internal
 from shim.pb.containerd.task import v2
+from shim.vsock.api import StreamStat
 from tests.sandbox.stack import Stack, until, with_stack
 
 INIT = ProcessIds("c1")
@@ -144,3 +145,20 @@ async def test_streams_are_kept_until_delete(shim: Stack) -> None:
     os.close(reader)
     await shim.delete()
     assert shim.stream(0).closed
+
+
+@with_stack
+async def test_what_went_through_the_streams_is_counted_and_logged_at_the_exit(shim: Stack) -> None:
+    shim.device.automatic = False
+    await shim.run(**shim.fifos("stdin", "stdout"))
+    process = shim.sandbox.container("c1").process("")
+    assert await process.counters() == {"stdin": StreamStat(0, 0, 0), "stdout": StreamStat(0, 0, 0)}
+    shim.stream(1).write(b"12345")
+    assert (await process.counters())["stdout"].rx == 5
+    shim.stream(1).finish()
+    shim.agent.exit("c1", code=3)
+    await shim.wait()
+    assert (await process.counters())["stdout"].rx == 5, "also afterwards"
+    (line,) = [line for line in (shim.directory / "log").read_text().splitlines() if "has ended" in line]
+    assert "level=info" in line
+    assert 'container=c1 exec="" code=3 stdin=0 stdout=5 stalls=0 drained=True' in line

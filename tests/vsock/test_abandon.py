@@ -15,7 +15,7 @@ def test_a_stream_that_is_given_up_ends_for_guest_and_reader(device: RunningDevi
     guest.send(b"so far")
     device.run_until(lambda: os.fstat(read_end) and _readable(read_end))
     control.sendall(b"close\n")
-    assert device.answer(control) == b"DRAINED rx=6 tx=0\n"
+    assert device.answer(control).startswith(b"DRAINED rx=6 tx=0 ")
     assert control.recv(1) == b""
     assert os.read(read_end, 100) == b"so far"
     assert os.read(read_end, 100) == b""
@@ -50,7 +50,7 @@ def test_what_the_device_holds_still_goes_to_a_slow_reader(device: RunningDevice
     while data := device.answer(control):
         answers += data
     os.close(read_end)
-    assert answers.splitlines()[-1] == b"DRAINED rx=%d tx=0" % total
+    assert answers.splitlines()[-1].startswith(b"DRAINED rx=%d tx=0 " % total)
     device.still_works()
 
 

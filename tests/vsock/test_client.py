@@ -179,7 +179,7 @@ async def a_stream(sock: socket.socket) -> None:
             await send(sock, b"tx=4 stalls=5\n")
     await send(sock, b"DRAINED rx=18446744073709551615 ")
     await asyncio.sleep(0)
-    await send(sock, b"tx=8\n")
+    await send(sock, b"tx=8 stalls=9\n")
 
 
 @against(a_stream)
@@ -192,10 +192,10 @@ async def test_a_stream_counts_ends_and_drains(client: DeviceClient) -> None:
     assert await stream.stat() == StreamStat(3, 4, 5)
     waiting = [asyncio.create_task(stream.drained()) for _ in range(3)]
     assert await stream.eof()
-    assert await asyncio.gather(*waiting) == [StreamStat(2**64 - 1, 8, 0)] * 3
-    assert await stream.drained() == StreamStat(2**64 - 1, 8, 0)
+    assert await asyncio.gather(*waiting) == [StreamStat(2**64 - 1, 8, 9)] * 3
+    assert await stream.drained() == StreamStat(2**64 - 1, 8, 9)
     assert await stream.eof(), "nothing is left to end"
-    assert await stream.stat() == StreamStat(2**64 - 1, 8, 0)
+    assert await stream.stat() == StreamStat(2**64 - 1, 8, 9)
     stream.close()
     stream.close()
 
@@ -216,7 +216,7 @@ async def test_a_plain_device_says_so_by_closing(client: DeviceClient) -> None:
 
 async def flood(sock: socket.socket) -> None:
     os.close(await take_fd(sock))
-    await send(sock, b"OK 1073741824\nSTAT rx=1 tx=1 stalls=1\nnonsense\nDRAINED rx=-1 tx=1\n")
+    await send(sock, b"OK 1073741824\nSTAT rx=1 tx=1 stalls=1\nnonsense\nDRAINED rx=-1 tx=1 stalls=1\n")
     await send(sock, b"x" * 100000)
     await silent(sock)
 
@@ -232,7 +232,7 @@ async def until_given_up(sock: socket.socket) -> None:
     os.close(await take_fd(sock))
     await send(sock, b"OK 1073741824\n")
     assert await receive(sock) == b"close\n"
-    await send(sock, b"DRAINED rx=1 tx=0\n")
+    await send(sock, b"DRAINED rx=1 tx=0 stalls=0\n")
 
 
 @against(until_given_up)

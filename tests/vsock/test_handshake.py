@@ -91,4 +91,4 @@ def test_verbs_are_bounded(data: bytes) -> None:
 def test_answers_are_as_documented() -> None:
     assert handshake.ok(1073741824) == b"OK 1073741824\n"
     assert handshake.stat(1, 2, 3) == b"STAT rx=1 tx=2 stalls=3\n"
-    assert handshake.drained(1 << 40, 0) == b"DRAINED rx=1099511627776 tx=0\n"
+    assert handshake.drained(1 << 40, 0, 7) == b"DRAINED rx=1099511627776 tx=0 stalls=7\n"

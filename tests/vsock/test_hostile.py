@@ -69,7 +69,7 @@ def test_data_into_a_stream_that_only_gives_resets(device: RunningDevice, tmp_pa
     control, guest = device.pass_fd(fd)
     guest.emit(header.OP_RW, b"into the wrong end")
     device.run_until(lambda: guest.is_reset)
-    assert device.answer(control) == b"DRAINED rx=0 tx=0\n"
+    assert device.answer(control).startswith(b"DRAINED rx=0 tx=0 ")
 
 
 @pytest.mark.parametrize("cids", [{"src_cid": 4}, {"src_cid": 2}, {"dst_cid": 3}, {"dst_cid": 1 << 63}])
@@ -91,7 +91,7 @@ def test_more_data_than_credit_resets_but_what_came_is_delivered(device: Running
     while data := os.read(read_end, MIB):
         count += len(data)
     assert count == 20 * 65536
-    assert device.answer(control) == b"DRAINED rx=%d tx=0\n" % count
+    assert device.answer(control).startswith(b"DRAINED rx=%d tx=0 " % count)
 
 
 def test_a_guest_without_credit_gets_nothing_and_costs_nothing(device: RunningDevice) -> None:
@@ -400,7 +400,7 @@ def test_a_passfd_in_one_message_or_with_a_line_end(device: RunningDevice, toget
     guest = device.guest_end(int(line.split()[1]))
     guest.send(b"x")
     guest.close()
-    assert device.answer(client) == b"DRAINED rx=1 tx=0\n"
+    assert device.answer(client).startswith(b"DRAINED rx=1 tx=0 ")
     assert os.read(read_end, 10) == b"x"
 
 
