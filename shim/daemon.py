@@ -23,11 +23,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shim import vm
+from shim import oci, vm
 from shim.agent.api import Agent
 from shim.bootstrap.args import Call, parse
 from shim.bootstrap.start import LISTEN_FD
-from shim.config.load import load
+from shim.config.annotations import Host, annotated
+from shim.config.load import BODY_VARIABLE, VARIABLE, load
 from shim.config.model import Config
 from shim.errors import Internal, InvalidArgument, ShimError
 from shim.hypervisor.qemu.driver import QemuHypervisor
@@ -133,6 +134,7 @@ class Daemon:
         await server.aclose()
 
     async def _serve_tasks(self) -> Server:
+        from shim.task.options import RuntimeOptions
         from shim.task.publisher import Publisher
         from shim.task.service import SERVICES, TaskService
         from shim.ttrpc.server import Server
@@ -140,7 +142,8 @@ class Daemon:
 
         address = os.environ.get("TTRPC_ADDRESS") or f"{self._call.address}.ttrpc"
         self._publisher = Publisher(address, self._call.namespace, self._log)
-        service = TaskService(self._sandbox, on_shutdown=self._end)
+        given = RuntimeOptions(os.environ.get(VARIABLE, ""), os.environ.get(BODY_VARIABLE, ""))
+        service = TaskService(self._sandbox, on_shutdown=self._end, given=given)
         server = Server([from_grpclib(service, name) for name in SERVICES], self._log, same_user=True)
         await server.serve(self._listener)
         return server
@@ -192,9 +195,9 @@ class Daemon:
 
     def _make_machine(self, spec: Mapping[str, Any], refused: ShimError | None = None) -> Machine:
         """`refused` is why the machine that was made before, from a template, is no good."""
-        config = self._config
-        if isinstance(config, ShimError):
-            raise config
+        if isinstance(self._config, ShimError):
+            raise self._config
+        config = annotated(self._config, oci.section(spec, "annotations"), _host())
         if not config.use_passfd_io:
             raise InvalidArgument("use_passfd_io = false: stdio by the agent's RPCs is not supported")
         run_dir = Path(self._record.run_dir)
@@ -208,7 +211,7 @@ class Daemon:
         machine = vm.spec(config, self._call.id, run_dir)
         if config.template == "auto":
             store = Store(config.template_dir, config.template_limit_mib)
-            templates = Templates(store, self._log, self._create_template)
+            templates = Templates(store, self._log, lambda: self._create_template(config))
             if refused is None:
                 machine = templates.choose(hypervisor, machine)
             else:
@@ -216,7 +219,7 @@ class Daemon:
         port, limits = config.passfd_listener_port, _limits(config)
         return Machine(parts, machine, self._record, port=port, limits=limits, log=self._log)
 
-    def _create_template(self) -> None:
+    def _create_template(self, config: Config) -> None:
         """By a program that outlives us and gives way to everybody, in the host's mount namespace: in ours it
         would keep what we have mounted."""
         program = _beside_us("kata-py")
@@ -229,9 +232,15 @@ class Daemon:
             stdout=nothing,
             stderr=nothing,
             pass_fds=(self._host_mounts,),
+            env={**os.environ, BODY_VARIABLE: config.to_toml()},
             check=False,
         )
         self._log.info("a template is being created", begun=done.returncode == 0)
+
+
+def _host() -> Host:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Host(memory >> 20, os.cpu_count() or 1)
 
 
 def _limits(config: Config | ShimError) -> Limits:

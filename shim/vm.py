@@ -10,12 +10,15 @@ from shim.hypervisor.api import VmSpec
 
 def spec(config: Config, name: str, run_dir: Path) -> VmSpec:
     """`name` and `run_dir` are the sandbox's, of which the machine knows nothing."""
+    params = [f"agent.passfd_listener_port={config.passfd_listener_port}"]
+    if config.debug_console:
+        params += ["agent.debug_console", f"agent.debug_console_vport={config.debug_console_vport}"]
     return VmSpec(
         name=name,
         run_dir=run_dir,
         kernel=config.kernel,
         initrd=config.initrd,
-        kernel_params=(f"agent.passfd_listener_port={config.passfd_listener_port}", *config.kernel_params),
+        kernel_params=(*params, *config.kernel_params),
         memory_mib=config.memory_mib,
         vcpus=config.vcpus,
         accelerator=config.accelerator,

@@ -160,13 +160,15 @@ def _is_fifo(path: str) -> bool:
 
 
 def _environment(given: StartInput) -> dict[str, str]:
-    """containerd's environment without what would reach into our Python or talk to its service manager. The
-    runtime options' config_path is more specific than anything else and takes KATA_PY_CONFIG's place."""
+    """containerd's environment without what would reach into our Python or talk to its service manager. What
+    the runtime options say is for `config.load`: config_path takes KATA_PY_CONFIG's place."""
     kept = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET" and not k.startswith("PYTHON")}
     if given.ttrpc_address:
         kept.setdefault("TTRPC_ADDRESS", given.ttrpc_address)
     if given.config_path:
         kept["KATA_PY_CONFIG"] = given.config_path
+    if given.config_body:
+        kept["KATA_PY_CONFIG_BODY"] = given.config_body
     return kept
 
 

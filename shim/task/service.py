@@ -13,6 +13,7 @@ from shim.pb.containerd.task import v2
 from shim.pb.containerd.v1.types import ProcessInfo
 from shim.sandbox import ExitStatus, Sandbox, Stdio
 from shim.task.convert import create_request, state_response, timestamp
+from shim.task.options import NO_OPTIONS, RuntimeOptions, check_options
 
 # The names it is served under; the messages are the same.
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
@@ -20,12 +21,19 @@ SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 
 class TaskService(v2.TaskBase):
     """No state of its own. `on_shutdown` runs when the sandbox has been shut down, before that is
-    answered."""
+    answered. `given` are the runtime options that the shim was started with."""
 
-    def __init__(self, sandbox: Sandbox, on_shutdown: Callable[[], Awaitable[None]]) -> None:
-        self._sandbox, self._on_shutdown = sandbox, on_shutdown
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        on_shutdown: Callable[[], Awaitable[None]],
+        given: RuntimeOptions = NO_OPTIONS,
+    ) -> None:
+        self._sandbox, self._on_shutdown, self._given = sandbox, on_shutdown, given
 
     async def create(self, create_task_request: v2.CreateTaskRequest) -> v2.CreateTaskResponse:
+        if not self._sandbox.used:  # a later container joins the sandbox as it is
+            check_options(create_task_request.options, self._given)
         return v2.CreateTaskResponse(pid=await self._sandbox.create(create_request(create_task_request)))
 
     async def start(self, start_request: v2.StartRequest) -> v2.StartResponse:

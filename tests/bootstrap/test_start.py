@@ -272,6 +272,24 @@ def test_the_options_config_path_goes_to_the_daemon(shim: Shim) -> None:
     assert shim.state("c1")["env"]["KATA_PY_CONFIG"] == "/etc/k.toml"
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(b"\xff", "config_body: 'utf-8'"), (b"a\0b", "want text of at most"), (b"x" * 70000, "at most 65536")],
+)
+def test_the_options_config_body_goes_to_the_daemon_if_it_is_text(shim: Shim, body: bytes, said: str) -> None:
+    def given(text: bytes) -> bytes:
+        value = encode(MESSAGES, "runtimeoptions.v1.Options", {"config_body": text})
+        return encode(
+            MESSAGES, "google.protobuf.Any", {"type_url": "runtimeoptions.v1.Options", "value": value}
+        )
+
+    status, output = shim.start(shim.bundle("c2"), stdin=given(body))
+    assert status == 1 and said in output
+    text = f"memory_mib = 512 # {'ü' * 100}\n"  # longer than one byte of length can say
+    shim.started(shim.bundle("c1"), stdin=given(text.encode()))
+    assert shim.state("c1")["env"]["KATA_PY_CONFIG_BODY"] == text
+
+
 def test_a_relative_config_path_is_refused(shim: Shim) -> None:
     status, output = shim.start(
         shim.bundle("c1"), stdin=encode(MESSAGES, "google.protobuf.Any", options("k.toml"))

@@ -67,6 +67,8 @@ def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
         ("boot_s = nan", "boot_s = nan: want seconds from 1 to 600"),
         ("boot_s = inf", "want seconds"),
         ("drain_grace_s = -1", "want seconds from 0"),
+        ("enable_annotations = ['kernel']", "want a list of some of default_memory, default_vcpus, "),
+        ("enable_annotations = 'x'", "want a list of some of"),
         ("log_level = 'loud'", "want one of trace, debug, info, warning, error"),
         ("vcpus = ", "Invalid value"),
         ("vcpus = 1\nvcpus = 2", "Cannot overwrite"),
@@ -88,3 +90,28 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "latin.toml", tmp_path):
         with pytest.raises(InvalidArgument, match=str(path)):
             load({"KATA_PY_CONFIG": str(path)})
+
+
+def test_the_runtime_options_body_is_the_most_specific(tmp_path: Path) -> None:
+    path = write(tmp_path / "config.toml", "memory_mib = 512\nvcpus = 2\n")
+    write(tmp_path / "config.d/a.toml", "vcpus = 3\n")
+    body = 'TypeUrl = "runtimeoptions.v1.Options"\nConfigPath = ""\nmemory_mib = 1024\n'
+    found = load({"KATA_PY_CONFIG_BODY": body}, path)
+    assert found == Config(memory_mib=1024, vcpus=3)
+    assert found.origins["memory_mib"].startswith("runtime options")
+    assert found.origins["vcpus"] == str(tmp_path / "config.d/a.toml") and "boot_s" not in found.origins
+    with pytest.raises(
+        InvalidArgument, match="runtime options in containerd's configuration: unknown setting"
+    ):
+        load({"KATA_PY_CONFIG_BODY": "Memory = 5"}, path)
+
+
+def test_what_is_written_as_toml_is_read_as_the_same(tmp_path: Path) -> None:
+    config = Config(kernel=Path('/a "b" \\ ü'), kernel_params=("x=1",), boot_s=5.5, use_passfd_io=False)
+    assert load({"KATA_PY_CONFIG": str(write(tmp_path / "o.toml", config.to_toml()))}) == config
+    assert load({"KATA_PY_CONFIG_BODY": config.to_toml()}, tmp_path / "none.toml") == config
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    assert not [key for key in Config().values() if f"`{key}`" not in readme]
