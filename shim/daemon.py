@@ -127,13 +127,14 @@ class Daemon:
         loop.add_signal_handler(signal.SIGUSR1, self._dump_stacks)
         with suppress(ShimError):  # Create reads it again, and says what is wrong with it
             await self._sandbox.boot_early(load_bundle(bundle_dir))
-        server = await self._serve_tasks()
+        # Only a sandbox of the Sandbox API begins without a container.
+        server = await self._serve_rpcs(sandbox_api=not (bundle_dir / "config.json").exists())
         loop.call_later(_IDLE_S, self._end_if_idle)
         self._log.info("the shim serves", pid=os.getpid())
         await self._done.wait()
         await server.aclose()
 
-    async def _serve_tasks(self) -> Server:
+    async def _serve_rpcs(self, *, sandbox_api: bool) -> Server:
         from shim.task.options import RuntimeOptions
         from shim.task.publisher import Publisher
         from shim.task.service import SERVICES, TaskService
@@ -144,7 +145,12 @@ class Daemon:
         self._publisher = Publisher(address, self._call.namespace, self._log)
         given = RuntimeOptions(os.environ.get(VARIABLE, ""), os.environ.get(BODY_VARIABLE, ""))
         service = TaskService(self._sandbox, on_shutdown=self._end, given=given)
-        server = Server([from_grpclib(service, name) for name in SERVICES], self._log, same_user=True)
+        services = [from_grpclib(service, name) for name in SERVICES]
+        if sandbox_api:
+            from shim.controller.service import SandboxService
+
+            services.append(from_grpclib(SandboxService(self._sandbox, on_shutdown=self._end)))
+        server = Server(services, self._log, same_user=True)
         await server.serve(self._listener)
         return server
 

@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"shim.oci", "shim.record", "shim.stdio"}
     | {f"shim.{name}.api" for name in ("hypervisor", "vsock", "agent", "rootfs", "network")},
     "shim.task": BASE | {"shim.sandbox", "shim.ttrpc", "shim.pb", "shim.oci"},
+    "shim.controller": BASE | {"shim.sandbox", "shim.task.convert", "shim.pb", "shim.oci"},
     "shim.guest": BASE | {"shim.ttrpc", "shim.wire", "shim.oci"},
 }
 # The composition roots, one for each program, alone name concrete drivers.

@@ -1,3 +1,3 @@
 """Generated from proto/ by hack/gen-proto; never edited."""
 
-SOURCES = "f2733f236b3eaaa11524b9259381effeccfb0a64ba0c8cc45fafde56627b3f64"
+SOURCES = "956bd9ff9a24fc3cf668925047924e6a11acf5b40c412686780026c0135b5e5f"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from shim import oci
-from shim.errors import AlreadyExists, NotFound, ShimError, Unavailable
+from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ShimError, Unavailable
 from shim.log import Log
 from shim.record import Record
 from shim.sandbox import bundle
 from shim.sandbox.background import Background
 from shim.sandbox.container import Container, CreateRequest
+from shim.sandbox.endings import KILLED, UNKNOWN
 from shim.sandbox.events import Emit, ExitStatus
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.machine import Machine, SandboxSettings
@@ -49,7 +51,11 @@ class Sandbox:
         self._boot: asyncio.Task[Guest] | None = None
         self._running = asyncio.Event()
         self._closed = False
+        self._reserved: Mapping[str, Any] | None = None
+        self._ended = asyncio.Event()
         self.used = False  # somebody has asked for a container
+        self.started_at_ns = 0  # when it was up, since the epoch
+        self.exit: ExitStatus | None = None
 
     def container(self, container_id: str) -> Container:
         """NotFound in the words of runc's shim."""
@@ -125,9 +131,55 @@ class Sandbox:
             self._record.forget_container(container.id)
         return container.pid, status
 
+    # -- a sandbox for itself (containerd's Sandbox API) -----------------------------------------------------
+
+    def reserve(self, spec: Mapping[str, Any]) -> None:
+        """The sandbox is to be there without containers, shaped by `spec`, until `aclose`."""
+        if self.used or self._closed:
+            raise AlreadyExists(f"sandbox {self.id}: already exists")
+        self.used, self._reserved = True, spec
+
+    async def boot(self) -> int:
+        """Boot a reserved sandbox; the VMM's pid. Runs to its end even if the caller goes away."""
+        if self._reserved is None:
+            raise NotFound(f"sandbox {self.id}: not created: not found")
+        if self._closed:
+            raise FailedPrecondition(f"sandbox {self.id} is stopped: failed precondition")
+        return (await self._booted(self._reserved)).pid
+
+    @property
+    def pid(self) -> int:
+        """The VMM's while the sandbox is up, else 0."""
+        return guest.pid if (guest := self._up()) else 0
+
+    async def ping(self) -> None:
+        """Unavailable if the guest is not up, or its agent does not answer."""
+        if (guest := self._up()) is None:
+            raise Unavailable(f"sandbox {self.id} is not up")
+        await guest.agent.check()
+
+    async def wait(self) -> ExitStatus:
+        """Until the sandbox has ended: code 0 if it was asked to, 137 if it died, 255 if it never came up."""
+        await self._ended.wait()
+        assert self.exit is not None
+        return self.exit
+
+    def _up(self) -> Guest | None:
+        if self._boot is None or not self.started_at_ns or self._ended.is_set():
+            return None
+        return self._boot.result()
+
+    def _end(self, code: int) -> None:
+        if self.exit is None:
+            self.exit = ExitStatus(code, time.time_ns())
+            self._ended.set()
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
     async def shutdown(self) -> bool:
-        """End the VM if there are no containers; False (and nothing happens) if there are. Idempotent."""
-        if self.containers:
+        """End the VM if there are no containers and it is not reserved; False (and nothing happens) else.
+        Idempotent."""
+        if self.containers or self._reserved is not None:
             return False
         await self.aclose()
         return True
@@ -135,6 +187,7 @@ class Sandbox:
     async def aclose(self) -> None:
         """End everything: processes count as killed, the VM and its companions go. Idempotent."""
         self._closed = True
+        self._end(0)
         for container in self.containers.values():
             container.vm_died()
         if self._boot is not None and not self._boot.done():
@@ -178,12 +231,15 @@ class Sandbox:
                 guest = await machine.start(settings, self._running.set)
         except ShimError as error:
             self._log.error("boot failed", error=error)
+            self._end(UNKNOWN)
             raise
+        self.started_at_ns = time.time_ns()
         self._background.spawn(self._watch_death(machine), "watch the sandbox")
         return guest
 
     async def _watch_death(self, machine: Machine) -> None:
         await machine.died.wait()
+        self._end(KILLED)
         for container in self.containers.values():
             container.vm_died()
         # What is left of it (a VM without its disk, say) goes too; calls to the agent fail from here on.
