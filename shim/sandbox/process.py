@@ -130,5 +130,9 @@ class Process:
     def close_streams(self) -> None:
         """Give up the stdio; output that still flows after its process has ended is let flow. Idempotent."""
         self._given_up = True
-        if self._streams is not None and not self._lingering:
+        if self._streams is None or self._lingering:
+            return
+        if self.state in (State.CREATING, State.FAILED):
+            self._streams.abandon()
+        else:
             self._streams.close()

@@ -8,6 +8,7 @@ import fcntl
 import os
 import sys
 import termios
+from collections.abc import Iterable
 
 from shim.agent.api import StdioPorts
 from shim.stdio.fifo import open_output
@@ -96,6 +97,12 @@ class Streams:
         """Close the FIFO ends and control connections. Idempotent; does not end the streams."""
         self._keepers.close()
 
+    def abandon(self) -> None:
+        """Close everything and end the streams, which no process in the guest has taken or ever will: else the
+        device would hold the FIFOs, and their reader would see no end, until the agent has given them up."""
+        _abandon(stream for stream in (self._stdin, *self._outputs) if stream)
+        self.close()
+
 
 async def attach(
     device: VsockDevice, port: int, endpoints: Endpoints, timeout_s: float, *, watch_stdin: bool
@@ -136,7 +143,11 @@ async def attach(
             *(hand_over(fd) for fd in (fifo.fd if fifo else None, stdout_fd, stderr_fd)),
             return_exceptions=True,
         )
-        stdin, stdout, stderr = (_checked(result) for result in handed)
+        try:
+            stdin, stdout, stderr = (_checked(result) for result in handed)
+        except BaseException:
+            _abandon(streams)
+            raise
         return Streams(stdin, (stdout, stderr), (stdout_fifo, stderr_fifo), fifo, keepers.pop_all())
 
 
@@ -163,6 +174,11 @@ def _unread(fifo: int | None) -> int:
     if fifo is None:
         return 0
     return int.from_bytes(fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _abandon(streams: Iterable[Stream]) -> None:
+    for stream in streams:
+        stream.abandon()
 
 
 def _close(streams: list[Stream]) -> None:

@@ -195,7 +195,7 @@ def test_a_device_that_refuses_leaves_nothing_open(tmp_path: Path, taken: int) -
         device.fail, device.fail_after = Unavailable("gone"), taken
         with pytest.raises(Unavailable):
             await attached(device, endpoints, watch_stdin=True)
-        assert all(stream.closed for stream in device.streams.values())
+        assert all(stream.closed and stream.abandoned for stream in device.streams.values())
 
     body(tmp_path)
 

@@ -129,7 +129,16 @@ async def test_a_start_that_fails_gives_up_the_streams(shim: Stack) -> None:
     shim.agent.fail["exec_process"] = Internal("no")
     with pytest.raises(Internal):
         await shim.start(exec_id="e1")
-    assert all(stream.closed for stream in shim.device.streams.values())
+    assert all(stream.closed and stream.abandoned for stream in shim.device.streams.values())
+
+
+@with_stack
+async def test_a_create_that_fails_gives_up_the_streams(shim: Stack) -> None:
+    shim.agent.fail["create_container"] = Internal("no")
+    with pytest.raises(Internal):
+        await shim.create(**shim.fifos("stdin", "stdout"))
+    assert len(shim.device.streams) == 2
+    assert all(stream.closed and stream.abandoned for stream in shim.device.streams.values())
 
 
 @with_stack
