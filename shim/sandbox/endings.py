@@ -68,8 +68,7 @@ class Endings:
             stalls=sum(stat.stalls for stat in counters.values()),
             drained=drained,
         )
-        if not drained:
-            await process.end_idle_output(self._limits)
+        await process.see_off_output(self._limits, drained=drained)
 
     def tell(self, process: Process, code: int) -> None:
         """It has ended with `code`: answer its waiters and publish that, the first time."""

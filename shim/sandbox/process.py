@@ -115,17 +115,20 @@ class Process:
         """Bytes and stalls of its stdin, stdout and stderr (those there are), so far or in the end."""
         return {} if self._streams is None else await self._streams.counters()
 
-    async def end_idle_output(self, limits: Limits) -> None:
-        """See `Streams.end_idle`. Goes on when the process is deleted meanwhile, which clients do at once."""
+    async def see_off_output(self, limits: Limits, *, drained: bool) -> None:
+        """The exit has been told. What has not drained is ended when it stands still (see `Streams.end_idle`), also
+        when the process is deleted meanwhile, which clients do at once. Then the readers may come late."""
         if self._streams is None:
             return
-        self._lingering = True
+        self._lingering = not drained
         try:
-            await self._streams.end_idle(limits.abandon_s)
+            if not drained:
+                await self._streams.end_idle(limits.abandon_s)
         finally:
             self._lingering = False
             if self._given_up:
                 self._streams.close()
+        await self._streams.until_opened()
 
     def close_streams(self) -> None:
         """Give up the stdio; output that still flows after its process has ended is let flow. Idempotent."""

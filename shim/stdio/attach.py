@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
-import sys
-import termios
 from collections.abc import Iterable
 
 from shim.agent.api import StdioPorts
 from shim.stdio.fifo import open_output
+from shim.stdio.output import OutputFifo
 from shim.stdio.stdin import Input
 from shim.stdio.uri import Endpoints
 from shim.vsock.api import Stream, StreamStat, VsockDevice
@@ -29,7 +27,7 @@ class Streams:
         self,
         stdin: Stream | None,
         outputs: tuple[Stream | None, Stream | None],
-        output_fifos: tuple[int | None, int | None],
+        output_fifos: tuple[OutputFifo | None, OutputFifo | None],
         stdin_fifo: Input | None,
         keepers: contextlib.ExitStack,
     ) -> None:
@@ -93,6 +91,10 @@ class Streams:
         stats = {name: await stream.stat() for name, stream in named.items() if stream is not None}
         return {name: stat for name, stat in stats.items() if stat is not None}
 
+    async def until_opened(self) -> None:
+        """The outputs have ended: until every FIFO has a reader, or `close`; see `output`."""
+        await asyncio.gather(*(fifo.until_opened() for fifo in self._output_fifos if fifo))
+
     def close(self) -> None:
         """Close the FIFO ends and control connections. Idempotent; does not end the streams."""
         self._keepers.close()
@@ -123,14 +125,15 @@ async def attach(
 
     with contextlib.ExitStack() as passed, contextlib.ExitStack() as keepers:
 
-        def output(path: str | None) -> tuple[int | None, int | None]:
+        def output(path: str | None) -> tuple[OutputFifo | None, int | None]:
             if path is None:
                 return None, None
             keeper, fd = open_output(path)
             passed.callback(os.close, fd)
-            if keeper is not None:
-                keepers.callback(os.close, keeper)
-            return keeper, fd
+            ours = OutputFifo(keeper) if keeper is not None else None
+            if ours is not None:
+                keepers.callback(ours.close)
+            return ours, fd
 
         (stdout_fifo, stdout_fd), (stderr_fifo, stderr_fd) = map(output, (endpoints.stdout, endpoints.stderr))
         if endpoints.stdin is not None:
@@ -151,7 +154,7 @@ async def attach(
         return Streams(stdin, (stdout, stderr), (stdout_fifo, stderr_fifo), fifo, keepers.pop_all())
 
 
-async def _end_idle(stream: Stream, fifo: int | None, grace_s: float) -> None:
+async def _end_idle(stream: Stream, fifo: OutputFifo | None, grace_s: float) -> None:
     loop = asyncio.get_running_loop()
     moved_at, seen = loop.time(), -1
     while True:
@@ -162,18 +165,11 @@ async def _end_idle(stream: Stream, fifo: int | None, grace_s: float) -> None:
         stat = await stream.stat()
         if stat is None:
             return  # the device has gone, or the stream was closed
-        if stat.rx != seen or _unread(fifo):
+        if stat.rx != seen or (fifo is not None and fifo.unread()):
             moved_at, seen = loop.time(), stat.rx
         elif loop.time() - moved_at >= grace_s:
             stream.abandon()
             return
-
-
-def _unread(fifo: int | None) -> int:
-    """Bytes in the FIFO that nobody has read yet."""
-    if fifo is None:
-        return 0
-    return int.from_bytes(fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _abandon(streams: Iterable[Stream]) -> None:
