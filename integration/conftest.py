@@ -65,13 +65,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "containerd" not in metafunc.fixturenames:
+    fixture = next((name for name in ("containerd", "crictl") if name in metafunc.fixturenames), None)
+    if fixture is None:
         return
     wanted = metafunc.config.getoption("--containerd")
     versions = [wanted] if wanted != "all" else ["1.6"]
     if wanted == "all" and metafunc.definition.get_closest_marker("short"):
         versions = list(VERSIONS)
-    metafunc.parametrize("containerd", versions, indirect=True, scope="session")
+    metafunc.parametrize(fixture, versions, indirect=True, scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -107,23 +108,31 @@ def guest_settings(guest: Path, template: str) -> str:
     )
 
 
-@pytest.fixture(scope="session")
-def containerd(request: pytest.FixtureRequest, image: Path) -> Iterator[Containerd]:
-    """A running private containerd of the version at hand. At its end nothing of ours may be left at all."""
-    version, option = request.param, request.config.getoption
+def program_folder(*command: str) -> Path:
+    """What a script in hack/ has made ready, by the folder that it prints."""
+    script, *arguments = command
+    found = subprocess.run(
+        [CHECKOUT / "hack" / script, *arguments], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return Path(found.stdout.strip())
+
+
+def daemon_arguments(config: pytest.Config, version: str) -> tuple[str, Path, Path, str, str]:
+    """How a `Containerd` of this version is made. Ends the run when there is no guest image."""
+    option = config.getoption
     guest = Path(option("--guest"))
     if option("--runtime") == OURS and not (guest / "vmlinux").exists():
         pytest.exit(f"no guest image in {guest}: hack/guest/build --out {guest} makes it", returncode=4)
-    found = subprocess.run(
-        [CHECKOUT / "hack/containerd", version], check=True, stdout=subprocess.PIPE, text=True
-    )
-    daemon = Containerd(
-        version,
-        Path(found.stdout.strip()),
-        Path(option("--shims")),
-        f"{guest_settings(guest, option('--template'))}{option('--settings')}\n",
-        "debug" if option("--debug-log") else "info",
-    )
+    settings = f"{guest_settings(guest, option('--template'))}{option('--settings')}\n"
+    level = "debug" if option("--debug-log") else "info"
+    return version, program_folder("containerd", version), Path(option("--shims")), settings, level
+
+
+@pytest.fixture(scope="session")
+def containerd(request: pytest.FixtureRequest, image: Path) -> Iterator[Containerd]:
+    """A running private containerd of the version at hand. At its end nothing of ours may be left at all."""
+    option = request.config.getoption
+    daemon = Containerd(*daemon_arguments(request.config, request.param))
     try:
         if option("--runtime") == OURS and option("--template") == "auto":
             daemon.tool("template", "create")

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from integration import process
@@ -38,6 +39,9 @@ class Containerd:
     first in the daemon's PATH. `settings` is the shim's configuration as TOML.
     """
 
+    # The words before containerd's own command line, such as those that put it into a network namespace.
+    prefix: Sequence[str] = ()
+
     def __init__(self, version: str, programs: Path, shims: Path, settings: str, level: str = "info") -> None:
         self.version, self.programs = version, programs
         # Short, because Unix socket paths below it must stay under 107 bytes; the name is a namespace's too.
@@ -48,15 +52,18 @@ class Containerd:
         self.log = self.root / "containerd.log"
         self.settings = self.root / "kata-py.toml"
         self.settings.write_text(settings)
-        config_version = 3 if version == "2" else 2
-        disabled = ", ".join(f'"io.containerd.{name}"' for name in DISABLED)
-        text = CONFIG.format(version=config_version, disabled=disabled, root=self.root, level=level)
-        (self.root / "config.toml").write_text(text)
+        (self.root / "config.toml").write_text(self.config(level))
         system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         # A clean environment; everything containerd starts inherits the two names by which we find it again.
         self.env = {"PATH": f"{shims}:{programs}:{system}", "KATA_PY_CONFIG": str(self.settings)}
         self.shims = shims
         self._child: subprocess.Popen[bytes] | None = None
+
+    def config(self, level: str, disabled: Sequence[str] = DISABLED) -> str:
+        """containerd's own settings."""
+        names = ", ".join(f'"io.containerd.{name}"' for name in disabled)
+        version = 3 if self.version == "2" else 2
+        return CONFIG.format(version=version, disabled=names, root=self.root, level=level)
 
     @property
     def pid(self) -> int:
@@ -71,7 +78,7 @@ class Containerd:
         """Returns when containerd answers; AssertionError with the end of its log after 30 seconds."""
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
-                [self.programs / "containerd", "--config", self.root / "config.toml"],
+                [*self.prefix, self.programs / "containerd", "--config", self.root / "config.toml"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

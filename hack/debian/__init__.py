@@ -1,0 +1,1 @@
+"""What the scripts in hack/ share about Debian's packages."""
