@@ -10,7 +10,7 @@ import socket
 from collections.abc import Coroutine, Mapping, Sequence
 
 from shim import errors
-from shim.guest import cgroup, spec, syscall
+from shim.guest import cgroup, spec, syscall, sysctl
 from shim.guest.container import Container
 from shim.guest.mounts import Storages, check_path
 from shim.guest.process import Process
@@ -99,6 +99,7 @@ class Sandbox:
             try:
                 container.storages = await self._storages.add(request.get("storages", []))
                 check_root(container.spec["root"])
+                sysctl.set_of_network(container.spec)
             except BaseException:
                 stdio.abandon()
                 raise
