@@ -90,6 +90,10 @@ class Agent(Protocol):
 
     async def close_stdin(self, ids: ProcessIds) -> None: ...
 
+    async def end_unused_stdin(self, ids: ProcessIds) -> None:
+        """This process was made without a stdin and without a terminal: it must find the end of its input. Our agent
+        has seen to that, the genuine one has made a pipe that nobody would ever close."""
+
     async def write_stdin(self, ids: ProcessIds, data: bytes) -> int: ...
 
     async def read_stdout(self, ids: ProcessIds, size: int) -> bytes:

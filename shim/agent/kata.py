@@ -3,12 +3,13 @@ alike."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from shim.agent.api import Agent, ProcessIds, StdioPorts, Storage
 from shim.agent.spec import process_message, spec_message
-from shim.errors import Internal, ShimError, from_status
+from shim.errors import Internal, NotFound, ShimError, from_status
 from shim.pb import grpc
 from shim.ttrpc.channel import Channel
 
@@ -17,6 +18,8 @@ _MAX_REMOVE_S = 8.0
 # Characters; runc's longest messages have some hundred.
 _MAX_ERROR = 4096
 _MAX_VERSION = 64
+# What ends the version of our agent (shim/guest/service.py).
+_OUR_VERSION = "-py"
 
 T = TypeVar("T")
 
@@ -31,15 +34,16 @@ class KataAgent(Agent):
         self._channel, self._call_s = channel, call_s
         self._agent = grpc.AgentServiceStub(channel)  # type: ignore[arg-type]
         self._health = grpc.HealthStub(channel)  # type: ignore[arg-type]
+        self._ours = False
 
     async def check(self) -> str:
         request = grpc.CheckRequest()
         answer = await _bounded(self._health.check(request, timeout=self._call_s))
         if answer.status != grpc.HealthCheckResponseServingStatus.SERVING:
             raise Internal(f"the agent is not serving: {answer.status!r}")
-        return (await _bounded(self._health.version(request, timeout=self._call_s))).agent_version[
-            :_MAX_VERSION
-        ]
+        version = (await _bounded(self._health.version(request, timeout=self._call_s))).agent_version
+        self._ours = version.endswith(_OUR_VERSION)
+        return version[:_MAX_VERSION]
 
     async def set_guest_date_time(self, now_ns: int) -> None:
         seconds, nanos = divmod(now_ns, 1_000_000_000)
@@ -131,6 +135,11 @@ class KataAgent(Agent):
     async def close_stdin(self, ids: ProcessIds) -> None:
         request = grpc.CloseStdinRequest(container_id=ids.container_id, exec_id=ids.exec_id)
         await _bounded(self._agent.close_stdin(request, timeout=self._call_s))
+
+    async def end_unused_stdin(self, ids: ProcessIds) -> None:
+        if not self._ours:
+            with contextlib.suppress(NotFound):  # it has ended meanwhile
+                await self.close_stdin(ids)
 
     async def write_stdin(self, ids: ProcessIds, data: bytes) -> int:
         request = grpc.WriteStreamRequest(container_id=ids.container_id, exec_id=ids.exec_id, data=data)

@@ -92,6 +92,7 @@ class Container:
             await guest.agent.create_container(
                 self.id, guest_spec, (), ports, sandbox_pidns=transforms.shares_pidns(spec)
             )
+            await self._end_unused_stdin(guest, self.init)
             self._guest = guest
             self.init.advance(Event.CREATED)
             self._emit(
@@ -165,6 +166,7 @@ class Container:
         try:
             ports = await process.attach(guest, self._limits, watch_stdin=False)
             await guest.agent.exec_process(process.ids, process.spec, ports)
+            await self._end_unused_stdin(guest, process)
             await self._end_stdin(process, process.settle_stdin())
         except BaseException:
             process.fail()
@@ -257,6 +259,10 @@ class Container:
         """Through the stream, behind the last byte; by the agent if the device cannot."""
         if not await ended and process.exit is None and (guest := self._guest) is not None:
             await self._quietly("close stdin", lambda: guest.agent.close_stdin(process.ids))
+
+    async def _end_unused_stdin(self, guest: Guest, process: Process) -> None:
+        if not process.stdio.stdin and not process.stdio.terminal:
+            await self._quietly("end stdin", lambda: guest.agent.end_unused_stdin(process.ids))
 
     async def _resize_now(self, guest: Guest, process: Process) -> None:
         if process.size is not None and process.stdio.terminal:

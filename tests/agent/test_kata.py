@@ -13,6 +13,7 @@ from shim.agent.api import ProcessIds, StdioPorts, Storage
 from shim.agent.kata import KataAgent
 from shim.agent.spec import process_message, spec_message
 from shim.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable
+from shim.guest.service import AGENT_VERSION
 from shim.pb import grpc
 from shim.ttrpc import memory
 from shim.ttrpc.channel import Channel
@@ -156,6 +157,12 @@ class Guest(grpc.AgentServiceBase):
     async def write_stdin(self, write_stream_request: grpc.WriteStreamRequest) -> grpc.WriteStreamResponse:
         return grpc.WriteStreamResponse(len=1000)
 
+    async def close_stdin(self, close_stdin_request: grpc.CloseStdinRequest) -> Empty:
+        self.requests.append(close_stdin_request)
+        if close_stdin_request.exec_id:
+            raise NotFound("InvalidExecId")
+        return Empty()
+
     async def set_guest_date_time(self, set_guest_date_time_request: grpc.SetGuestDateTimeRequest) -> Empty:
         self.requests.append(set_guest_date_time_request)
         return Empty()
@@ -168,12 +175,13 @@ class Guest(grpc.AgentServiceBase):
 class Health(grpc.HealthBase):
     def __init__(self) -> None:
         self.status = grpc.HealthCheckResponseServingStatus.SERVING
+        self.agent_version = "9.9"
 
     async def check(self, check_request: grpc.CheckRequest) -> grpc.HealthCheckResponse:
         return grpc.HealthCheckResponse(status=self.status)
 
     async def version(self, check_request: grpc.CheckRequest) -> grpc.VersionCheckResponse:
-        return grpc.VersionCheckResponse(agent_version="9.9")
+        return grpc.VersionCheckResponse(agent_version=self.agent_version)
 
 
 Body = Callable[[KataAgent, Guest, Health, Channel], Awaitable[None]]
@@ -205,6 +213,21 @@ async def test_check_tells_the_version_of_an_agent_that_serves(
     health.status = grpc.HealthCheckResponseServingStatus.NOT_SERVING
     with pytest.raises(Internal, match="not serving"):
         await agent.check()
+
+
+@with_agent
+async def test_an_unused_stdin_is_ended_for_an_agent_that_does_not_by_itself(
+    agent: KataAgent, guest: Guest, health: Health, channel: Channel
+) -> None:
+    health.agent_version = AGENT_VERSION
+    await agent.check()
+    await agent.end_unused_stdin(ProcessIds("c1"))
+    assert not guest.requests
+    health.agent_version = "4.1.0"
+    await agent.check()
+    await agent.end_unused_stdin(ProcessIds("c1"))
+    await agent.end_unused_stdin(ProcessIds("c1", "ended already"))
+    assert [request.exec_id for request in guest.requests] == ["", "ended already"]
 
 
 @with_agent

@@ -114,6 +114,9 @@ class FakeAgent:
     async def close_stdin(self, ids: ProcessIds) -> None:
         await self._do("close_stdin")
 
+    async def end_unused_stdin(self, ids: ProcessIds) -> None:
+        await self._do("end_unused_stdin")
+
     async def write_stdin(self, ids: ProcessIds, data: bytes) -> int:
         await self._do("write_stdin")
         return len(data)

@@ -162,10 +162,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def stack(directory: Path) -> AsyncIterator[Stack]:
+async def stack(directory: Path, kind: type[Stack] = Stack) -> AsyncIterator[Stack]:
     """A stack; afterwards there must be no more tasks and fds than before."""
     tasks, fds = asyncio.all_tasks(), _fds()
-    running = Stack(directory)
+    running = kind(directory)
     try:
         yield running
     finally:
@@ -177,12 +177,12 @@ async def stack(directory: Path) -> AsyncIterator[Stack]:
     assert _fds() == fds, f"fds left: {_fds()} instead of {fds}"
 
 
-def with_stack(test: Callable[[Stack], Awaitable[None]]) -> Callable[[Path], None]:
+def with_stack(test: Callable[[Stack], Awaitable[None]], kind: type[Stack] = Stack) -> Callable[[Path], None]:
     """Run an async test with a stack of its own."""
 
     def run(tmp_path: Path) -> None:
         async def main() -> None:
-            async with asyncio.timeout(20), stack(tmp_path) as running:
+            async with asyncio.timeout(20), stack(tmp_path, kind) as running:
                 await test(running)
 
         asyncio.run(main())
