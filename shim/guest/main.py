@@ -51,6 +51,8 @@ async def serve(
     parameters: dict[str, str],
     modules: list[str],
     log: Log,
+    *,
+    console_listener: socket.socket | None = None,
 ) -> None:
     """Serve for ever. `parameters` are the kernel command line's; `modules` are to be loaded beside."""
     reaper = Reaper()
@@ -58,6 +60,10 @@ async def serve(
     streams = Streams(log)
     if passfd_listener:
         streams.listen(passfd_listener)
+    if console_listener:
+        from shim.guest.console import DebugConsole
+
+        DebugConsole(reaper, log).listen(console_listener)
     runtime = Runtime(reaper, CRUN, SCRATCH)
     pipe_size = boot.number(parameters, "container_pipe_size", 0) or PIPE_SIZE
     prepared = asyncio.create_task(_prepare(runtime, modules, log))
@@ -132,7 +138,15 @@ def main() -> None:
         passfd_listener = listen(passfd_port) if passfd_port else None
         listener = listen(TTRPC_PORT)
         _load(modules.to_be_reached, log)
-        asyncio.run(serve(listener, passfd_listener, parameters, modules.others, log))
+        console_port = (
+            boot.number(parameters, "debug_console_vport", 0) if "debug_console" in parameters else 0
+        )
+        console_listener = listen(console_port) if console_port else None
+        asyncio.run(
+            serve(
+                listener, passfd_listener, parameters, modules.others, log, console_listener=console_listener
+            )
+        )
     except BaseException as error:
         import traceback  # slow to import, and only needed to say good-bye
 

@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 # Python ignores these; a program that is executed must not inherit that.
 _DEFAULTED = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -102,7 +102,21 @@ class Reaper:
         self, path: str, argv: list[str], stdio: tuple[int, int, int], env: dict[str, str]
     ) -> tuple[int, asyncio.Future[int]]:
         """Start a program in a session of its own with these three descriptors; (pid, future status)."""
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
+        return self._spawn(
+            path, argv, env, [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
+        )
+
+    def spawn_on_terminal(
+        self, path: str, argv: list[str], terminal: str, env: dict[str, str]
+    ) -> tuple[int, asyncio.Future[int]]:
+        """The same on a terminal device, which becomes its controlling one: the first that a session's leader
+        opens does."""
+        actions: list[tuple[object, ...]] = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
+        return self._spawn(path, argv, env, [*actions, *((os.POSIX_SPAWN_DUP2, 0, n) for n in (1, 2))])
+
+    def _spawn(
+        self, path: str, argv: list[str], env: dict[str, str], actions: Sequence[tuple[object, ...]]
+    ) -> tuple[int, asyncio.Future[int]]:
         pid = os.posix_spawn(path, argv, env, file_actions=actions, setsid=True, setsigdef=_DEFAULTED)
         return pid, self.watch(pid)
 
