@@ -33,7 +33,8 @@ from shim.config.model import Config
 from shim.errors import Internal, InvalidArgument, ShimError
 from shim.hypervisor.qemu.driver import QemuHypervisor
 from shim.log import Log
-from shim.record import Record, remove_run_dir
+from shim.logfile import CONSOLE_LOG, SHIM_LOG, LogFile
+from shim.record import Record, remove_run_dir, sandbox_dir
 from shim.rootfs.share import VirtiofsShare
 from shim.sandbox import Sandbox, TaskEvent
 from shim.sandbox.bundle import load as load_bundle
@@ -73,10 +74,13 @@ def main(argv: list[str]) -> int:
     except ShimError as error:
         config = error  # the first Create says so: nobody sees more of us than that
     level = config.log_level if isinstance(config, Config) else "info"
-    log = Log(_LOG_FD, "debug" if call.debug and level != "trace" else level, sandbox=call.id)
+    level = "debug" if call.debug and level != "trace" else level
+    kept = LogFile(f"{sandbox_dir(call.namespace, call.id)}/{SHIM_LOG}")
+    log = Log(_LOG_FD, level, kept, sandbox=call.id)
     try:
         os.chdir("/")  # the bundle is containerd's to remove
-        asyncio.run(Daemon(call, config, listener, log, host_mounts).serve(bundle_dir))
+        daemon = Daemon(call, config, listener, log, host_mounts=host_mounts, kept=kept)
+        asyncio.run(daemon.serve(bundle_dir))
     except Exception as error:
         log.error("the shim has failed", error=repr(error))
         # Children die with us and mounts vanish; what is on disk is for `delete`, which runs when nobody listens.
@@ -100,7 +104,14 @@ class Daemon:
     """Wires everything up and runs it."""
 
     def __init__(
-        self, call: Call, config: Config | ShimError, listener: socket.socket, log: Log, host_mounts: int
+        self,
+        call: Call,
+        config: Config | ShimError,
+        listener: socket.socket,
+        log: Log,
+        *,
+        host_mounts: int,
+        kept: LogFile,
     ) -> None:
         self._call, self._config, self._log = call, config, log
         self._host_mounts = host_mounts
@@ -109,6 +120,10 @@ class Daemon:
         self._path: str = listener.getsockname()
         self._record = Record.create(call.namespace, call.id, f"unix://{self._path}")
         self._record.add_process("daemon", os.getpid())
+        console = LogFile(f"{self._record.run_dir}/{CONSOLE_LOG}")
+        self._console, self._kept = Log(None, keep=console), (kept, console)
+        # The sandbox's own, once its first container is known.
+        self._effective = config if isinstance(config, Config) else Config()
         self._done = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
         self._publisher: Publisher | None = None
@@ -135,6 +150,7 @@ class Daemon:
         await server.aclose()
 
     async def _serve_rpcs(self, *, sandbox_api: bool) -> Server:
+        from shim.introspect.service import IntrospectService
         from shim.task.options import RuntimeOptions
         from shim.task.publisher import Publisher
         from shim.task.service import SERVICES, TaskService
@@ -146,6 +162,7 @@ class Daemon:
         given = RuntimeOptions(os.environ.get(VARIABLE, ""), os.environ.get(BODY_VARIABLE, ""))
         service = TaskService(self._sandbox, on_shutdown=self._end, given=given)
         services = [from_grpclib(service, name) for name in SERVICES]
+        services.append(from_grpclib(IntrospectService(self._sandbox, lambda: self._effective)))
         if sandbox_api:
             from shim.controller.service import SandboxService
 
@@ -177,6 +194,8 @@ class Daemon:
             os.unlink(self._path)
         if self._publisher is not None:
             await self._publisher.aclose()
+        for file in self._kept:
+            file.close()
         try:
             remove_run_dir(self._record.run_dir, time.monotonic() + _REMOVE_S)
         except OSError as error:
@@ -204,10 +223,11 @@ class Daemon:
         if isinstance(self._config, ShimError):
             raise self._config
         config = annotated(self._config, oci.section(spec, "annotations"), _host())
+        self._effective = config
         if not config.use_passfd_io:
             raise InvalidArgument("use_passfd_io = false: stdio by the agent's RPCs is not supported")
         run_dir = Path(self._record.run_dir)
-        hypervisor = QemuHypervisor(self._log, config.hypervisor)
+        hypervisor = QemuHypervisor(self._log, config.hypervisor, self._console)
         parts = Parts(
             hypervisor=hypervisor,
             device=VsockProcess(_beside_us("kata-py-vsock"), run_dir, self._log, _LOG_FD),

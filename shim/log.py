@@ -13,6 +13,16 @@ import os
 import time
 
 LEVELS = {"trace": -8, "debug": -4, "info": 0, "warning": 4, "error": 8}
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Keeper(Protocol):
+        """A second place for lines (`logfile.LogFile`)."""
+
+        def write(self, line: bytes) -> None: ...
+
+
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._/@^+:,=")
 
 
@@ -36,17 +46,20 @@ def encode(now_ns: int, level: str, message: str, fields: dict[str, object]) -> 
 class Log:
     """A logger on a file descriptor, with fields that every line carries.
 
-    `fd` should be non-blocking; it is not owned. `level` is the least important level written.
+    `fd` should be non-blocking; it is not owned. `level` is the least important level written. `keep` gets every
+    line as well; it alone where there is no `fd`.
     """
 
-    __slots__ = ("_fd", "_fields", "_level")
+    __slots__ = ("_fd", "_fields", "_keep", "_level")
 
-    def __init__(self, fd: int, level: str = "info", **fields: object) -> None:
-        self._fd, self._level, self._fields = fd, level, fields
+    def __init__(
+        self, fd: int | None, level: str = "info", keep: Keeper | None = None, **fields: object
+    ) -> None:
+        self._fd, self._level, self._keep, self._fields = fd, level, keep, fields
 
     def bind(self, **fields: object) -> Log:
         """A logger on the same descriptor with more fields."""
-        return Log(self._fd, self._level, **{**self._fields, **fields})
+        return Log(self._fd, self._level, self._keep, **{**self._fields, **fields})
 
     def debug(self, message: str, **fields: object) -> None:
         self._write("debug", message, fields)
@@ -64,6 +77,10 @@ class Log:
         if LEVELS[level] < LEVELS[self._level]:
             return
         line = encode(time.time_ns(), level, message, {**self._fields, **fields})
+        if self._keep is not None:
+            self._keep.write(line)
+        if self._fd is None:
+            return
         try:  # noqa: SIM105 - contextlib would double the start time of `start`
             os.write(self._fd, line)
         except OSError:

@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.oci": {"shim.errors"},
     "shim.wire": {"shim.errors"},
     "shim.children": BASE,
+    "shim.logfile": BASE,
     "shim.record": BASE,
     "shim.pb": set(),
     "shim.ttrpc": BASE | {"shim.wire"},
@@ -46,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {f"shim.{name}.api" for name in ("hypervisor", "vsock", "agent", "rootfs", "network")},
     "shim.task": BASE | {"shim.sandbox", "shim.ttrpc", "shim.pb", "shim.oci"},
     "shim.controller": BASE | {"shim.sandbox", "shim.task.convert", "shim.pb", "shim.oci"},
+    "shim.introspect": BASE | {"shim.bootstrap.info", "shim.config", "shim.pb", "shim.sandbox", "shim.ttrpc"},
     "shim.guest": BASE | {"shim.ttrpc", "shim.wire", "shim.oci"},
 }
 # The composition roots, one for each program, alone name concrete drivers.

@@ -1,6 +1,6 @@
 """Generated from proto/ by hack/gen-proto; never edited. shim/wire.py describes the form."""
 
-SOURCES = "956bd9ff9a24fc3cf668925047924e6a11acf5b40c412686780026c0135b5e5f"
+SOURCES = "4ead80b8a81d0b81c13bbccbc119ed08d26dbba7528d28213e734078f894c9a2"
 
 MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "google.protobuf.Empty": {},

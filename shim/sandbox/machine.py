@@ -108,18 +108,24 @@ class Machine:
         self._killed = False
         self.died = asyncio.Event()
         self.reason = ""
+        self.up_s = 0.0  # how long it took to come up, 0 before that
+
+    @property
+    def restores(self) -> bool:
+        """It does not boot but goes on from a snapshot."""
+        return self._spec.snapshot is not None
 
     @property
     def snapshot_failed(self) -> bool:
         """After a failed `start`: whether a VM that boots may succeed where this one, restored, has not."""
-        return self._spec.snapshot is not None and not self._killed
+        return self.restores and not self._killed
 
     async def start(self, settings: SandboxSettings, on_running: Callable[[], None] = lambda: None) -> Guest:
         """Boot; `on_running` is called when the CPUs run, long before the guest is up. On an error nothing is
         left running, and the message ends with the guest's last words."""
         began = time.monotonic()
         limit_s = self._limits.boot_s
-        if self._spec.snapshot is not None:
+        if self.restores:
             limit_s = min(limit_s, _RESTORE_S)
         try:
             async with asyncio.timeout(limit_s):
@@ -133,9 +139,8 @@ class Machine:
         except BaseException:
             await self.stop()
             raise
-        restored = self._spec.snapshot is not None
-        seconds = f"{time.monotonic() - began:.3f}"
-        self._log.info("sandbox is up", seconds=seconds, vmm=guest.pid, restored=restored)
+        self.up_s = time.monotonic() - began
+        self._log.info("sandbox is up", seconds=f"{self.up_s:.3f}", vmm=guest.pid, restored=self.restores)
         return guest
 
     async def stop(self) -> None:

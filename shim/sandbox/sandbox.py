@@ -64,6 +64,11 @@ class Sandbox:
         except KeyError:
             raise NotFound("container not created: not found") from None
 
+    @property
+    def machine(self) -> Machine | None:
+        """The VM of now; None before the first container."""
+        return self._machine
+
     async def boot_early(self, spec: Mapping[str, Any]) -> None:
         """Begin to boot before the container with this spec is asked for; returns when the guest runs, long
         before it is up, or when it never will. What goes wrong is told by the first Create."""

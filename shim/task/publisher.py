@@ -7,7 +7,6 @@ containerd restarts arrives afterwards and nothing overtakes it. Nobody ever wai
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections import deque
 from contextlib import suppress
@@ -93,7 +92,7 @@ class Publisher:
 
     async def _send(self, payload: bytes) -> None:
         if self._channel is None:
-            self._channel = await connect(self._address)
+            self._channel = await Channel.dial(self._address)
         metadata = {_NAMESPACE_KEY: self._namespace}
         await self._channel.call(_SERVICE, "Forward", payload, timeout_s=_CALL_S, metadata=metadata)
 
@@ -101,17 +100,3 @@ class Publisher:
         if self._channel is not None:
             channel, self._channel = self._channel, None
             await channel.aclose()
-
-
-async def connect(address: str) -> Channel:
-    """A channel to a Unix socket; Unavailable if nobody listens."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        await asyncio.get_running_loop().sock_connect(sock, address.removeprefix("unix://"))
-        return await Channel.connect(sock)
-    except OSError as error:
-        sock.close()
-        raise Unavailable(f"{address}: {error.strerror}") from error
-    except BaseException:
-        sock.close()
-        raise

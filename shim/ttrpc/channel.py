@@ -69,6 +69,20 @@ class Channel:
             raise
         return channel
 
+    @classmethod
+    async def dial(cls, address: str) -> Channel:
+        """A channel to a Unix socket, a path or `unix://<path>`; Unavailable if nobody listens."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, address.removeprefix("unix://"))
+            return await cls.connect(sock)
+        except OSError as error:
+            sock.close()
+            raise errors.Unavailable(f"{address}: {error.strerror}") from error
+        except BaseException:
+            sock.close()
+            raise
+
     def link(self) -> asyncio.Protocol:
         """The protocol of the channel's connection."""
         return self._link

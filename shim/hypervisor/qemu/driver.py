@@ -27,11 +27,11 @@ _PANIC = "Kernel panic"
 class QemuHypervisor:
     """Implements `hypervisor.api.Hypervisor`. `program` is a name in PATH or a path.
 
-    QEMU's messages go to the log as warnings, the guest's console as `debug` lines.
+    QEMU's messages go to the log as warnings, the guest's console as `debug` lines and to a log of its own.
     """
 
-    def __init__(self, log: Log, program: str = "qemu-system-x86_64") -> None:
-        self._log, self._program = log, program
+    def __init__(self, log: Log, program: str = "qemu-system-x86_64", console_log: Log | None = None) -> None:
+        self._log, self._program, self._console_log = log, program, console_log
         self._child: Child | None = None
         self._qmp: QmpClient | None = None
         self._console: Console | None = None
@@ -251,5 +251,7 @@ class QemuHypervisor:
 
     def _on_console_line(self, line: str) -> None:
         self._log.debug("guest console", line=line)
+        if self._console_log is not None:
+            self._console_log.info(line)
         if self._awaited_line is not None and self._awaited_line[0] in line:
             self._awaited_line[1].set()
