@@ -1,7 +1,8 @@
 """Options, the private containerd, the test image, and the check that nothing is left behind.
 
 `pytest integration --containerd 1.6|1.7|2|all`: a version alone runs everything on it; `all` runs everything
-on 1.6 and what is marked `short` on the others. With `--runtime io.containerd.runc.v2` the same tests run
+on 1.6 and what is marked `short` on the others, and on 1.6 once more with VMs that boot ("1.6-off"), where all
+others start from a template. With `--runtime io.containerd.runc.v2` the same tests run
 against runc, which shows that they ask for nothing but containerd's contract; those marked `vm` are left out.
 """
 
@@ -21,6 +22,8 @@ from integration.daemon import Containerd
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 VERSIONS = ("1.6", "1.7", "2")
+# What is marked short runs once more with the setting `template = "off"`.
+BOOTING = "1.6-off"
 OURS = "io.containerd.kata-py.v2"
 
 PAYLOAD = random.Random("kata-py").randbytes(8 << 20)
@@ -49,7 +52,9 @@ def assert_whole(out: bytes) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("integration")
-    group.addoption("--containerd", default="1.6", choices=[*VERSIONS, "all"], help="version to run on")
+    group.addoption(
+        "--containerd", default="1.6", choices=[*VERSIONS, BOOTING, "all"], help="version to run on"
+    )
     group.addoption("--runtime", default=OURS, help="runtime under test")
     group.addoption("--snapshotter", default="overlayfs", choices=["overlayfs", "native"])
     group.addoption("--shims", default=str(CHECKOUT / "cmd"), help="folder of the shim's programs")
@@ -71,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted = metafunc.config.getoption("--containerd")
     versions = [wanted] if wanted != "all" else ["1.6"]
     if wanted == "all" and metafunc.definition.get_closest_marker("short"):
-        versions = list(VERSIONS)
+        versions = [*VERSIONS, *([BOOTING] if fixture == "containerd" else [])]
     metafunc.parametrize(fixture, versions, indirect=True, scope="session")
 
 
@@ -117,13 +122,19 @@ def program_folder(*command: str) -> Path:
     return Path(found.stdout.strip())
 
 
+def template_mode(config: pytest.Config, version: str) -> str:
+    """ "auto" or "off"."""
+    return version.partition("-")[2] or str(config.getoption("--template"))
+
+
 def daemon_arguments(config: pytest.Config, version: str) -> tuple[str, Path, Path, str, str]:
     """How a `Containerd` of this version is made. Ends the run when there is no guest image."""
-    option = config.getoption
+    option, template = config.getoption, template_mode(config, version)
+    version = version.partition("-")[0]
     guest = Path(option("--guest"))
     if option("--runtime") == OURS and not (guest / "vmlinux").exists():
         pytest.exit(f"no guest image in {guest}: hack/guest/build --out {guest} makes it", returncode=4)
-    settings = f"{guest_settings(guest, option('--template'))}{option('--settings')}\n"
+    settings = f"{guest_settings(guest, template)}{option('--settings')}\n"
     level = "debug" if option("--debug-log") else "info"
     return version, program_folder("containerd", version), Path(option("--shims")), settings, level
 
@@ -134,7 +145,7 @@ def containerd(request: pytest.FixtureRequest, image: Path) -> Iterator[Containe
     option = request.config.getoption
     daemon = Containerd(*daemon_arguments(request.config, request.param))
     try:
-        if option("--runtime") == OURS and option("--template") == "auto":
+        if option("--runtime") == OURS and template_mode(request.config, request.param) == "auto":
             daemon.tool("template", "create")
         daemon.start()
         ctr = Ctr(daemon, option("--runtime"), option("--snapshotter"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,26 +19,25 @@ from integration.ctr import Ctr
 
 pytestmark = pytest.mark.vm
 
-# What may not be the same in two clones, one line each.
-IDENTITY = r"""
-head -c 32 /dev/urandom | sha256sum
-cat /proc/sys/kernel/random/uuid
-cat /proc/sys/kernel/random/boot_id
-hostname
-sed -n 's/ .*\[stack\]$//p' /proc/self/maps
-sed -n 's/ .*\[vdso\]$//p' /proc/self/maps
+# 32 random bytes, then three lines, then where a program's memory lies.
+IDENTITY = """
+head -c 32 /dev/urandom
+cd /proc/sys/kernel
+exec cat random/uuid random/boot_id hostname /proc/self/maps
 """
+CLONES, AT_ONCE = 100, 4
 
 
 @pytest.fixture
 def templates(ctr: Ctr, tmp_path: Path) -> Iterator[Path]:
-    """A store of this test's own, empty."""
+    """A store of this test's own, empty and in memory; the one of the whole test run is on a disk."""
     folder = tmp_path / "templates"
-    folder.mkdir(mode=0o700)
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "templates", folder], check=True)
     ctr.daemon.set_for_shims(f'template = "auto"\ntemplate_dir = "{folder}"\n')
     yield folder
     ctr.daemon.set_for_shims("")
-    shutil.rmtree(folder)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture
@@ -64,11 +64,43 @@ def test_a_sandbox_is_restored(ctr: Ctr, made: Path) -> None:
     assert listed["key"] == made.name and listed["used"] > listed["created"]
 
 
-def test_clones_share_nothing_that_should_be_their_own(ctr: Ctr, made: Path) -> None:
-    seen = [ctr.run("sh", "-c", IDENTITY).ok().text.splitlines() for _ in range(3)]
-    assert {len(lines) for lines in seen} == {6}, seen
+def test_a_hundred_clones_answer_share_nothing_and_leave_nothing(ctr: Ctr, made: Path) -> None:
+    running = ctr.detached("sleep", "1000", options=["--null-io"])
+    assert guest_memories(ctr)  # or it could not see any that is left
+    ctr.remove(running)
+    files = sorted((path.name, path.stat().st_ino) for path in made.parent.rglob("*"))
+
+    def restored(_number: int) -> tuple[object, ...]:
+        return identity(ctr.run("sh", "-c", IDENTITY).ok().out)
+
+    offset = ctr.daemon.log_size()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        seen = list(pool.map(restored, range(CLONES)))
+    assert ctr.daemon.log_since(offset).count("how=restored") == CLONES
     for values in zip(*seen, strict=True):
-        assert len(set(values)) == len(seen), values
+        assert len(set(values)) == CLONES, values
+    wait_for(lambda: not guest_memories(ctr), timeout=10)
+    assert sorted((path.name, path.stat().st_ino) for path in made.parent.rglob("*")) == files
+
+
+def identity(out: bytes) -> tuple[object, ...]:
+    """What may not be the same in two clones: random bytes, uuid, boot_id, hostname, and the program's layout."""
+    random, (uuid, boot_id, hostname, *maps) = out[:32], out[32:].decode().splitlines()
+    places = {line.split()[-1]: line.split("-")[0] for line in maps}
+    assert len(random) == 32 and len(uuid) == len(boot_id) == 36 and hostname
+    # Together: the stack alone has 22 random bits, and two of a hundred would be the same once in a thousand runs.
+    return random, uuid, boot_id, hostname, (places["[stack]"], places["[vdso]"], places["[heap]"])
+
+
+def guest_memories(ctr: Ctr) -> list[str]:
+    """The memories of VMs of this test run, by who has them open or mapped."""
+    found = []
+    for item in process.marked(str(ctr.daemon.root)).values():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            links = [os.readlink(path) for path in Path(f"/proc/{item.pid}/fd").iterdir()]
+            if any("guest-memory" in text for text in (*links, Path(f"/proc/{item.pid}/maps").read_text())):
+                found.append(f"{item.pid} {item.command}")
+    return found
 
 
 def test_a_clone_s_clock_is_the_host_s(ctr: Ctr, made: Path) -> None:
@@ -124,6 +156,48 @@ def test_a_broken_template_is_removed_and_the_vm_boots(
     wait_for(lambda: not creators(ctr))
     if made.exists():  # made anew, whole
         assert "how=restored" in log_of(ctr, lambda: ctr.run("true").ok())
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["missing", "ends"])
+def test_a_restore_that_fails_over_something_else_costs_no_template(
+    ctr: Ctr, made: Path, tmp_path: Path, ends: bool
+) -> None:
+    program = tmp_path / "virtiofsd"
+    if ends:
+        program.write_text(
+            "#!/bin/sh\ncase $1 in --version) echo virtiofsd 1.0;; *) echo no luck >&2; exit 7;; esac\n"
+        )
+        program.chmod(0o755)
+    settings = f'template = "auto"\ntemplate_dir = "{made.parent}"\n'
+    ctr.daemon.set_for_shims(f'{settings}virtiofsd = "{program}"\n')
+    failed = ctr.run("true")
+    assert failed.code != 0
+    assert ("no luck" if ends else f"program not found: {program}") in failed.err
+    assert sorted(path.name for path in made.parent.iterdir()) == [made.name]
+    ctr.daemon.set_for_shims(settings)
+    assert "how=restored" in log_of(ctr, lambda: ctr.run("true").ok())
+
+
+def test_another_size_boots_and_then_has_a_template_of_its_own(ctr: Ctr, made: Path) -> None:
+    settings = f'template = "auto"\ntemplate_dir = "{made.parent}"\nvcpus = 2\n'
+    ctr.daemon.set_for_shims(f"{settings}memory_mib = 192")
+    for how in ("boots", "restored"):
+        assert f"how={how}" in log_of(ctr, lambda: assert_size(ctr, cpus=2, memory_mib=192))
+        wait_for(lambda: not creators(ctr))
+    assert len(list(made.parent.glob("*/template.json"))) == 2
+    # The limit is for all together: those used longest ago go.
+    ctr.daemon.set_for_shims(f"{settings}memory_mib = 144\ntemplate_limit_mib = 150")
+    ctr.daemon.tool("template", "create")
+    sizes = [item["memory_mib"] for item in json.loads(ctr.daemon.tool("template", "ls", "--json"))]
+    assert sizes == [144]
+
+
+def assert_size(ctr: Ctr, *, cpus: int, memory_mib: int) -> None:
+    """AssertionError unless a guest has so many CPUs, all at work, and nearly as much memory."""
+    script = "nproc; grep MemTotal /proc/meminfo; grep -c ^cpu[0-9] /proc/stat"
+    seen = ctr.run("sh", "-c", script).ok().text.split()
+    assert seen[0] == seen[-1] == str(cpus)
+    assert memory_mib * 0.7 < int(seen[2]) / 1024 <= memory_mib
 
 
 def test_two_creators_make_one_template(ctr: Ctr, templates: Path) -> None:

@@ -218,8 +218,7 @@ class Daemon:
             self._log.info("task", name=task.get_name(), at=" < ".join(reversed(frames)))
         faulthandler.dump_traceback(_LOG_FD)
 
-    def _make_machine(self, spec: Mapping[str, Any], refused: ShimError | None = None) -> Machine:
-        """`refused` is why the machine that was made before, from a template, is no good."""
+    def _make_machine(self, spec: Mapping[str, Any], boots: bool) -> Machine:
         if isinstance(self._config, ShimError):
             raise self._config
         config = annotated(self._config, oci.section(spec, "annotations"), _host())
@@ -234,16 +233,18 @@ class Daemon:
             share=VirtiofsShare(run_dir, self._log, config.virtiofsd),
             connect_agent=lambda device, timeout_s: connect_agent(device, timeout_s, config.agent_s),
         )
-        machine = vm.spec(config, self._call.id, run_dir)
-        if config.template == "auto":
-            store = Store(config.template_dir, config.template_limit_mib)
-            templates = Templates(store, self._log, lambda: self._create_template(config))
-            if refused is None:
-                machine = templates.choose(hypervisor, machine)
-            else:
-                templates.reject(hypervisor, machine, refused)
-        port, limits = config.passfd_listener_port, _limits(config)
-        return Machine(parts, machine, self._record, port=port, limits=limits, log=self._log)
+        wanted = vm.spec(config, self._call.id, run_dir)
+        store = Store(config.template_dir, config.template_limit_mib)
+        templates = Templates(store, self._log, lambda: self._create_template(config))
+        return Machine(
+            parts,
+            wanted if boots or config.template == "off" else templates.choose(hypervisor, wanted),
+            self._record,
+            port=config.passfd_listener_port,
+            limits=_limits(config),
+            log=self._log,
+            reject_snapshot=lambda error: templates.reject(hypervisor, wanted, error),
+        )
 
     def _create_template(self, config: Config) -> None:
         """By a program that outlives us and gives way to everybody, in the host's mount namespace: in ours it

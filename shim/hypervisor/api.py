@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from shim.errors import DataLoss, ResourceExhausted
+
 Accelerator = Literal["auto", "kvm", "tcg"]
 
 
@@ -21,6 +23,14 @@ class Snapshot:
 
     memory: Path
     state: Path
+
+
+class SnapshotRefused(DataLoss):
+    """The snapshot is at fault: a file of it is not what was saved, or the VMM does not take it."""
+
+
+class SnapshotUnusable(ResourceExhausted):
+    """It cannot be restored now, for a reason outside of it: no room, or it was removed meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,8 @@ class Hypervisor(Protocol):
         """Of the VM that `start` would make, also before `start`."""
 
     async def start(self, spec: VmSpec) -> None:
-        """Launch the VMM with the VM's CPUs stopped, its control channel ready and its snapshot loaded."""
+        """Launch the VMM with the VM's CPUs stopped, its control channel ready and its snapshot loaded. Raises
+        SnapshotRefused or SnapshotUnusable over the snapshot, and nothing else over it."""
 
     async def add_device(self, device: Device) -> None:
         """Plug in a device. Allowed before and after `resume`."""

@@ -21,8 +21,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from shim.agent.api import Agent, Storage
-from shim.errors import DeadlineExceeded, ShimError, Unavailable, from_status
-from shim.hypervisor.api import Hypervisor, VhostUserFs, VhostUserVsock, VmSpec
+from shim.errors import DeadlineExceeded, FailedPrecondition, ShimError, Unavailable, from_status
+from shim.hypervisor.api import (
+    Hypervisor,
+    SnapshotRefused,
+    SnapshotUnusable,
+    VhostUserFs,
+    VhostUserVsock,
+    VmSpec,
+)
 from shim.log import Log
 from shim.record import Record
 from shim.rootfs.api import RootfsShare
@@ -42,10 +49,12 @@ _SHM_STORAGE = Storage(
 )
 _ENTROPY_BYTES = 512
 _VM = "the VM"
+# Calls to the agent fail when the VM dies, and QEMU refuses a device whose companion has ended.
+_BY_DEATH = (Unavailable, FailedPrecondition)
 # The companions end when the VM does: its own end, seen within this time, is the better explanation.
 _ROOT_CAUSE_S = 0.25
 _POST_MORTEM_S = 0.5
-# A restored guest answers in a fraction of a second, or something is wrong with it.
+# A restored guest answers in a fraction of a second, or something is wrong with it. Counted from its CPUs' start.
 _RESTORE_S = 15.0
 
 T = TypeVar("T")
@@ -98,14 +107,26 @@ class Machine:
     """One VM, started once. `died` is set as soon as a part of it has ended by itself, or boot has failed."""
 
     def __init__(
-        self, parts: Parts, spec: VmSpec, record: Record, *, port: int, limits: Limits, log: Log
+        self,
+        parts: Parts,
+        spec: VmSpec,
+        record: Record,
+        *,
+        port: int,
+        limits: Limits,
+        log: Log,
+        reject_snapshot: Callable[[ShimError], None],
     ) -> None:
+        self.reject_snapshot = reject_snapshot  # no VM is to be restored from it any more
         self._parts, self._spec, self._port = parts, spec, port
         self._record, self._limits, self._log = record, limits, log
         self._stack = AsyncExitStack()
         self._background = Background(log)
         self._stopping: asyncio.Task[None] | None = None
-        self._killed = False
+        self._resumed = False
+        self._killer = ""  # the part whose end was not the guest's doing
+        self._unrestored: SnapshotRefused | SnapshotUnusable | None = None
+        self._deadline: asyncio.Timeout | None = None
         self.died = asyncio.Event()
         self.reason = ""
         self.up_s = 0.0  # how long it took to come up, 0 before that
@@ -116,23 +137,30 @@ class Machine:
         return self._spec.snapshot is not None
 
     @property
-    def snapshot_failed(self) -> bool:
-        """After a failed `start`: whether a VM that boots may succeed where this one, restored, has not."""
-        return self.restores and not self._killed
+    def may_boot(self) -> bool:
+        """After a failed `start`: whether a VM that boots may succeed where this one, restored, has not. Not when a
+        companion was missing or has ended, or somebody has killed the VM: a boot would meet the same."""
+        return self._unrestored is not None or self.snapshot_at_fault
+
+    @property
+    def snapshot_at_fault(self) -> bool:
+        """After a failed `start`: whether the snapshot is to blame if a VM that boots does better: the VMM has not
+        taken it, or its guest has crashed, stayed mute or failed to do what it was asked."""
+        if isinstance(self._unrestored, SnapshotRefused):
+            return True
+        return self.restores and self._resumed and not self._killer
 
     async def start(self, settings: SandboxSettings, on_running: Callable[[], None] = lambda: None) -> Guest:
         """Boot; `on_running` is called when the CPUs run, long before the guest is up. On an error nothing is
         left running, and the message ends with the guest's last words."""
         began = time.monotonic()
-        limit_s = self._limits.boot_s
-        if self.restores:
-            limit_s = min(limit_s, _RESTORE_S)
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(self._limits.boot_s) as self._deadline:
                 guest = await self._unless_died(self._boot(settings, on_running))
         except TimeoutError as error:
+            seconds = f"{time.monotonic() - began:.1f}"
             raise DeadlineExceeded(
-                f"the sandbox was not up after {limit_s:g} s{await self._last_words()}"
+                f"the sandbox was not up after {seconds} s{await self._last_words()}"
             ) from error
         except ShimError as error:
             raise from_status(error.code, f"sandbox boot: {error}{await self._last_words()}") from error
@@ -162,6 +190,7 @@ class Machine:
         parts.device.handed_over()
         await parts.hypervisor.add_device(VhostUserFs("share0", parts.share.tag, parts.share.socket))
         await parts.hypervisor.resume()
+        self._on_resumed()
         on_running()
         agent = await parts.connect_agent(parts.device.client, self._limits.boot_s)
         self._undo("agent", agent.aclose)
@@ -183,6 +212,12 @@ class Machine:
         self._log.debug("agent answers", version=version.result())
         return Guest(agent, parts.device.client, parts.share, parts.hypervisor.pid, self._port)
 
+    def _on_resumed(self) -> None:
+        self._resumed = True
+        if self.restores and self._deadline is not None:
+            mute_at = asyncio.get_running_loop().time() + _RESTORE_S
+            self._deadline.reschedule(min(mute_at, self._deadline.when() or mute_at))
+
     async def _start_share(self) -> None:
         await self._parts.share.start()
         self._record.add_process("virtiofsd", self._parts.share.pid)
@@ -193,7 +228,11 @@ class Machine:
         self._watch("the vsock device", self._parts.device.wait)
 
     async def _start_vm(self) -> None:
-        await self._parts.hypervisor.start(self._spec)
+        try:
+            await self._parts.hypervisor.start(self._spec)
+        except (SnapshotRefused, SnapshotUnusable) as error:
+            self._unrestored = error
+            raise
         self._undo("hypervisor", self._stop_vm)
         self._record.add_process("hypervisor", self._parts.hypervisor.pid)
         self._watch(_VM, self._vm_exit)
@@ -204,7 +243,8 @@ class Machine:
 
     async def _vm_exit(self) -> str:
         exit_ = await self._parts.hypervisor.wait()
-        self._killed = exit_.status == -signal.SIGKILL and self._stopping is None
+        if exit_.status == -signal.SIGKILL and self._stopping is None:
+            self._killer = _VM
         return exit_.reason
 
     # -- death -----------------------------------------------------------------------------------------------
@@ -217,6 +257,8 @@ class Machine:
             if self._stopping is None and not self.died.is_set():
                 self._log.error("part of the sandbox has ended", part=name, how=how)
                 self.reason = self.reason or f"{name} has ended: {how}"
+                if name != _VM:
+                    self._killer = name
                 self.died.set()
 
         self._background.spawn(watch(), f"watch {name}")
@@ -227,7 +269,7 @@ class Machine:
         died = asyncio.create_task(self.died.wait(), name="boot watch")
         try:
             await asyncio.wait([task, died], return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and not task.cancelled() and isinstance(task.exception(), Unavailable):
+            if task.done() and not task.cancelled() and isinstance(task.exception(), _BY_DEATH):
                 # Most likely because of a death that is only just about to be seen.
                 await asyncio.wait([died], timeout=_POST_MORTEM_S)
             if died.done():

@@ -26,7 +26,8 @@ _MAX_HOSTNAME = 64
 class Sandbox:
     """Everything a shim serves. The first container boots the VM, which `make_machine` makes by that
     container's spec (or raises why it cannot); a boot that failed is not tried again. Only when the VM was to
-    be restored from a snapshot, it is asked once more, with the error, for one that boots.
+    be restored from a snapshot, it is asked once more, for one that boots (True); if that does better, the snapshot
+    is rejected.
 
     Create, start and delete run to their end even if the caller goes away; State and the like only look.
     """
@@ -34,7 +35,7 @@ class Sandbox:
     def __init__(
         self,
         sandbox_id: str,
-        make_machine: Callable[[Mapping[str, Any], ShimError | None], Machine],
+        make_machine: Callable[[Mapping[str, Any], bool], Machine],
         record: Record,
         emit: Emit,
         *,
@@ -226,14 +227,18 @@ class Sandbox:
                 hostname=(oci.text(spec, "hostname") or self.id)[:_MAX_HOSTNAME],
                 dns=bundle.resolv_conf(spec),
             )
-            machine = self._machine = self._make_machine(spec, None)
+            machine = self._machine = self._make_machine(spec, False)
             try:
                 guest = await machine.start(settings, self._running.set)
             except ShimError as error:
-                if not machine.snapshot_failed:
+                if not machine.may_boot:
                     raise
-                machine = self._machine = self._make_machine(spec, error)
+                self._log.warning("cannot start from the template, the VM boots", error=error)
+                restored, machine = machine, self._make_machine(spec, True)
+                self._machine = machine
                 guest = await machine.start(settings, self._running.set)
+                if restored.snapshot_at_fault:
+                    restored.reject_snapshot(error)
         except ShimError as error:
             self._log.error("boot failed", error=error)
             self._end(UNKNOWN)

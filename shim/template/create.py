@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from shim.errors import Aborted, DeadlineExceeded
+from shim.errors import Aborted, DeadlineExceeded, ResourceExhausted
 from shim.hypervisor.api import Hypervisor, VmSpec
 from shim.log import Log
-from shim.template.store import Store, inputs
+from shim.template.store import POSTPONED_S, REJECTED_S, Store, inputs
 
 # The agent says so in a VM without devices (shim/guest/main.py).
 SETTLED = "agent settled"
@@ -28,7 +28,11 @@ async def create(
         try:
             await _create(hypervisor, replace(spec, snapshot=None), store, timeout_s)
         except Exception as error:
-            store.reject(made_of.key, f"creating it failed: {error}")
+            # A guest that stays mute and a template over the limit are so again; a missing program or a full disk is
+            # somebody's to mend.
+            lasting = isinstance(error, DeadlineExceeded | ResourceExhausted)
+            for_s = REJECTED_S if lasting else POSTPONED_S
+            store.reject(made_of.key, f"creating it failed: {error}", for_s)
             raise
         store.prune(keep=made_of.key)
     return made_of.key

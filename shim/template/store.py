@@ -5,7 +5,7 @@
         <key>/memory             a sparse file (see hypervisor.api.Snapshot)
               state
               template.json      what it was made of; written last
-        <key>.rejected           why there is no template of this key
+        <key>.rejected           why there is no template of this key; until when, as its mtime
         .new-<key>  .old-*       being made, being removed; leftovers of a crash when nobody has the lock
 
 A template appears by one rename and goes by one, so nobody sees half of one. Who has it open while it is
@@ -29,8 +29,10 @@ from shim.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhauste
 from shim.hypervisor.api import Fingerprint, Snapshot
 from shim.template.key import File, Inputs
 
-# What failed may be tried again after this time.
-_REJECTED_S = 3600.0
+# What failed may be tried again after this time: a template that is no good, or one that could not be made for a
+# reason that may pass.
+REJECTED_S = 3600.0
+POSTPONED_S = 60.0
 _MIB = 1 << 20
 
 
@@ -146,16 +148,18 @@ class Store:
         _delete(old)
         return True
 
-    def reject(self, key: str, reason: str) -> None:
-        """No template of this key, and no attempt to make one for an hour."""
+    def reject(self, key: str, reason: str, for_s: float = REJECTED_S) -> None:
+        """No template of this key, and no attempt to make one for a while."""
         self.remove(key)
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._rejection(key).write_text(reason)
+        until = time.time() + for_s
+        os.utime(self._rejection(key), (until, until))
 
     def rejected(self, key: str) -> str | None:
         """Why there is no template and none is to be made."""
         try:
-            if time.time() - self._rejection(key).stat().st_mtime < _REJECTED_S:
+            if time.time() < self._rejection(key).stat().st_mtime:
                 return self._rejection(key).read_text()
         except FileNotFoundError:
             pass
@@ -166,6 +170,9 @@ class Store:
         has changed, and those used longest ago beyond the limit, but not `keep`. The keys. Under the lock."""
         for path in self._dir.glob(".*-*"):
             _delete(path)
+        for path in self._dir.glob("*.rejected"):
+            if self.rejected(path.stem) is None:
+                path.unlink()
         templates = self.all()
         whole = {template.key for template in templates if _is_current(template)}
         gone = [path.name for path in self._entries() if path.name not in whole | {keep}]

@@ -41,9 +41,10 @@ class Templates:
         return replace(spec, snapshot=template.snapshot)
 
     def reject(self, hypervisor: Hypervisor, spec: VmSpec, error: ShimError) -> None:
-        """A VM that was restored as `spec` says has failed over it."""
-        self._log.warning("template removed, the VM boots", error=error)
+        """A VM that was restored as `spec` says has failed over it, and one that booted has not."""
         try:
-            self._store.reject(inputs(hypervisor.fingerprint(spec)).key, f"a VM failed over it: {error}")
+            key = inputs(hypervisor.fingerprint(spec)).key
+            self._store.reject(key, f"a VM failed over it: {error}")
+            self._log.info("template removed", key=key)
         except (ShimError, OSError) as trouble:
             self._log.warning("the template stays", error=trouble)

@@ -50,7 +50,8 @@ class Stack:
         self.share = FakeShare()
         self.hypervisor = FakeHypervisor(pid=os.getpid())
         self.snapshot: Snapshot | None = None  # of the first machine
-        self.refused: ShimError | None = None  # why the first machine was no good
+        self.rejected: ShimError | None = None  # why the snapshot of the first machine is no good
+        self.mended: set[str] = set()  # what fails in the first machine's agent and not in the second's
         self.events: list[TaskEvent] = []
         self.shut_down = False
         self.record = Record(str(directory), "ns", "c1", "")
@@ -64,16 +65,23 @@ class Stack:
         self.channel = memory.connect(self.server)
         self.task = v2.TaskStub(self.channel)
 
-    def _machine(self, spec: Any, refused: ShimError | None) -> Machine:
-        if refused is not None:
-            self.refused, self.snapshot = refused, None
+    def _reject(self, error: ShimError) -> None:
+        self.rejected = error
+
+    def _machine(self, spec: Any, boots: bool) -> Machine:
+        if boots:
+            self.snapshot = None
             self.hypervisor = FakeHypervisor(pid=os.getpid())
             self.device_process, self.share = FakeDeviceProcess(self.device), FakeShare()
             failing, self.agent = self.agent.fail, FakeAgent()
-            self.agent.fail.update(failing)
+            self.agent.fail.update(
+                {name: error for name, error in failing.items() if name not in self.mended}
+            )
         parts = Parts(self.hypervisor, self.device_process, self.share, self._connect)
         vm = VmSpec("c1", self.directory, Path("/k"), Path("/i"), (), 128, 1, snapshot=self.snapshot)
-        return Machine(parts, vm, self.record, port=1027, limits=LIMITS, log=self.log)
+        return Machine(
+            parts, vm, self.record, port=1027, limits=LIMITS, log=self.log, reject_snapshot=self._reject
+        )
 
     async def _connect(self, _device: Any, _timeout_s: float) -> FakeAgent:
         await self.agent._do("connect")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ LOG = Log(2, "error")
 
 class Scene:
     def __init__(self, folder: Path) -> None:
-        self.kernel = folder / "kernel"
+        self.folder, self.kernel = folder, folder / "kernel"
         self.kernel.write_text("kernel")
         self.store = Store(folder / "templates", 10)
         self.vm = self.another()
@@ -73,6 +74,11 @@ def test_a_step_that_fails_leaves_its_reason_and_nothing_else(
     assert scene.store.rejected(scene.key) == "creating it failed: broken on purpose"
     left = {path.name for path in (tmp_path / "templates").iterdir()}
     assert left == {".lock", f"{scene.key}.rejected"}
+    assert 50 < rejected_for_s(scene) <= 60  # it may be mended meanwhile
+
+
+def rejected_for_s(scene: Scene) -> float:
+    return (scene.folder / f"templates/{scene.key}.rejected").stat().st_mtime - time.time()
 
 
 def test_a_guest_that_never_settles_is_given_up(scene: Scene) -> None:
@@ -85,6 +91,7 @@ def test_a_guest_that_never_settles_is_given_up(scene: Scene) -> None:
     with pytest.raises(DeadlineExceeded, match=r"not up after 0\.05 s"):
         asyncio.run(scene.create(vm))
     assert vm.calls[-1] == "stop"
+    assert 3500 < rejected_for_s(scene) <= 3600
 
 
 def test_a_kernel_that_is_replaced_meanwhile_makes_no_template(scene: Scene) -> None:

@@ -214,9 +214,15 @@ def test_a_rejection_lasts_an_hour_or_until_there_is_a_template(
     store.reject(key, "QEMU does not like it")
     assert store.find(key) is None
     assert store.rejected(key) == "QEMU does not like it"
-    old = time.time() - 3601
-    os.utime(tmp_path / "templates" / f"{key}.rejected", (old, old))
+    mark = tmp_path / "templates" / f"{key}.rejected"
+    assert 3500 < mark.stat().st_mtime - time.time() <= 3600
+    store.prune(keep="")
+    assert mark.exists()
+    now = time.time()
+    os.utime(mark, (now, now))
     assert store.rejected(key) is None
+    store.prune(keep="")
+    assert not mark.exists()
     store.reject(key, "again")
     publish(store, made_of)
     assert store.rejected(key) is None

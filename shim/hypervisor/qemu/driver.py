@@ -177,9 +177,11 @@ class QemuHypervisor:
         copying = asyncio.ensure_future(asyncio.to_thread(memory.load, snapshot.memory, memory_fd))
         try:
             version = await self._handshake(child, qmp)
-            await asyncio.shield(copying)
         finally:
             await asyncio.wait([copying])  # the descriptor is in use until then
+            failed = copying.exception()
+        if failed is not None:
+            raise failed
         await self._migration.load(qmp, child, snapshot.state)
         return version
 

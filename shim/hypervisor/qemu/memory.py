@@ -13,13 +13,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shim.errors import DataLoss, ResourceExhausted
+from shim.errors import ShimError
+from shim.hypervisor.api import SnapshotRefused, SnapshotUnusable
 
 _MIB = 1 << 20
 # Pages are looked at in pieces of this size when memory is written; one of zeros only stays a hole.
 _PIECE = 16 << 10
 _ZEROS = bytes(_PIECE)
 _READ = 4 << 20
+# What says nothing against a snapshot that cannot be read.
+_OUTSIDE = frozenset(
+    (
+        errno.ENOENT,
+        *(errno.EMFILE, errno.ENFILE),
+        *(errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    )
+)
 
 
 @contextmanager
@@ -34,13 +43,13 @@ def create(mib: int) -> Iterator[int]:
 
 
 def load(source: Path, memory: int) -> None:
-    """Copy what is allocated of the file into fresh memory. DataLoss if it is not there or has another
-    size, ResourceExhausted without room."""
-    fd = _open(source)
+    """Copy what is allocated of the file into fresh memory. SnapshotRefused if it has another size or cannot be
+    read, SnapshotUnusable if it is not there or there is no room."""
+    fd = open_saved(source)
     try:
         size = os.fstat(memory).st_size
         if os.fstat(fd).st_size != size:
-            raise DataLoss(f"{source} is of {os.fstat(fd).st_size} bytes and not of {size}")
+            raise SnapshotRefused(f"{source} is of {os.fstat(fd).st_size} bytes and not of {size}")
         for start, end in _extents(fd, size):
             os.lseek(memory, start, os.SEEK_SET)
             _copy(fd, memory, start, end)
@@ -48,11 +57,18 @@ def load(source: Path, memory: int) -> None:
         os.close(fd)
 
 
-def _open(path: Path) -> int:
+def open_saved(path: Path) -> int:
+    """A file of a snapshot. SnapshotUnusable if it is not there (somebody has removed the snapshot since it was
+    chosen) or the host is out of descriptors; else SnapshotRefused."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise DataLoss(f"{path}: {error.strerror}") from error
+        raise _failed(str(path), error) from error
+
+
+def _failed(what: str, error: OSError) -> ShimError:
+    kind = SnapshotUnusable if error.errno in _OUTSIDE else SnapshotRefused
+    return kind(f"{what}: {error.strerror}")
 
 
 def _copy(source: int, target: int, start: int, end: int) -> None:
@@ -61,9 +77,9 @@ def _copy(source: int, target: int, start: int, end: int) -> None:
         try:
             copied = os.sendfile(target, source, start, end - start)
         except OSError as error:
-            raise ResourceExhausted(f"the guest's memory: {error.strerror}") from error
+            raise _failed("copying the snapshot's memory", error) from error
         if copied == 0:
-            raise DataLoss(f"the snapshot's memory ends at {start}")
+            raise SnapshotRefused(f"the snapshot's memory ends at {start}")
         start += copied
 
 

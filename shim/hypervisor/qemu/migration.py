@@ -15,10 +15,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 from shim.children import Child
-from shim.errors import DataLoss, DeadlineExceeded, Internal, Unavailable
+from shim.errors import DeadlineExceeded, Internal, ShimError, Unavailable
+from shim.hypervisor.api import SnapshotRefused
+from shim.hypervisor.qemu.memory import open_saved
 from shim.hypervisor.qemu.qmp import Event, Json, QmpClient
 
 _TIMEOUT_S = 30.0
@@ -41,13 +44,17 @@ class Migration:
             self._status.set_result(status)
 
     async def load(self, qmp: QmpClient, child: Child, state: Path) -> None:
-        """Give the file to a QEMU that waits for it; its CPUs stay stopped. DataLoss if it cannot be read."""
-        try:
-            fd = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DataLoss(f"{state}: {error.strerror}") from error
+        """Give the file to a QEMU that waits for it; its CPUs stay stopped. Raises SnapshotRefused with QEMU's
+        reason; `memory.open_saved`'s errors if it cannot be read; ChildFailed if somebody kills QEMU."""
+        fd = open_saved(state)
         try:
             await self._run("migrate-incoming", qmp, child, fd)
+        except DeadlineExceeded:
+            raise
+        except ShimError as error:
+            if child.status == -signal.SIGKILL:
+                raise
+            raise SnapshotRefused(str(error)) from error
         finally:
             os.close(fd)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from shim.errors import DataLoss
+from shim.hypervisor.api import SnapshotRefused, SnapshotUnusable
 from shim.hypervisor.qemu import memory
 
 MIB = 1 << 20
@@ -65,13 +66,26 @@ def test_what_changes_in_one_copy_is_in_no_other(tmp_path: Path) -> None:
 def test_a_file_of_another_size_is_refused(tmp_path: Path, size: int) -> None:
     (tmp_path / "memory").touch()
     os.truncate(tmp_path / "memory", size)
-    with memory.create(1) as fd, pytest.raises(DataLoss, match=f"{size} bytes"):
+    with memory.create(1) as fd, pytest.raises(SnapshotRefused, match=f"{size} bytes"):
         memory.load(tmp_path / "memory", fd)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with memory.create(1) as fd, pytest.raises(DataLoss, match="gone: No such file"):
+    with memory.create(1) as fd, pytest.raises(SnapshotUnusable, match="gone: No such file"):
         memory.load(tmp_path / "gone", fd)
+
+
+def test_no_room_is_not_the_files_fault(tmp_path: Path) -> None:
+    with memory.create(8) as original, memory.create(8) as copy:
+        filled(original)
+        memory.save(original, tmp_path / "memory")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MIB, limits[1]))
+        try:
+            with pytest.raises(SnapshotUnusable, match="copying the snapshot's memory: File too large"):
+                memory.load(tmp_path / "memory", copy)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_the_memory_is_closed_with_its_block() -> None:

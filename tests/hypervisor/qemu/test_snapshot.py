@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from shim.errors import ChildFailed, DataLoss, DeadlineExceeded, Internal, ShimError
-from shim.hypervisor.api import Snapshot, VmSpec
+from shim.errors import ChildFailed, DeadlineExceeded
+from shim.hypervisor.api import Snapshot, SnapshotRefused, SnapshotUnusable, VmSpec
 from shim.hypervisor.qemu import migration
 from shim.hypervisor.qemu.driver import QemuHypervisor
 from shim.log import Log
@@ -85,15 +85,22 @@ REFUSES = """
         return "State blocked" if command == "migrate-incoming" else None
     serve(answer)
 """
+KILLED = """
+    def answer(command, arguments, fds):
+        if command == "migrate-incoming":
+            os.kill(os.getpid(), 9)
+    serve(answer)
+"""
 SILENT = "serve(ok)"
 
 
 @pytest.mark.parametrize(
     ("body", "error", "said"),
     [
-        (ENDS, ChildFailed, "Unknown ramblock"),
-        (FAILS, Internal, "migrate-incoming: failed"),
-        (REFUSES, ShimError, "State blocked"),
+        (ENDS, SnapshotRefused, "Unknown ramblock"),
+        (FAILS, SnapshotRefused, "migrate-incoming: failed"),
+        (REFUSES, SnapshotRefused, "State blocked"),
+        (KILLED, ChildFailed, "signal 9"),
         (SILENT, DeadlineExceeded, "migrate-incoming: not done"),
     ],
 )
@@ -119,11 +126,11 @@ def test_a_snapshot_that_is_refused_leaves_no_process_and_says_why(
 
 
 @pytest.mark.parametrize("broken", ["memory", "state"])
-def test_a_missing_file_is_data_loss(make: Make, snapshot: Snapshot, broken: str) -> None:  # noqa: F811
+def test_a_file_that_is_gone_is_not_the_snapshots_fault(make: Make, snapshot: Snapshot, broken: str) -> None:  # noqa: F811
     getattr(snapshot, broken).unlink()
 
     async def scenario() -> None:
-        with pytest.raises(DataLoss, match=broken):
+        with pytest.raises(SnapshotUnusable, match=f"{broken}: No such file"):
             await make("serve(ok)").start(replace(SPEC, snapshot=snapshot))
 
     before = descriptors()
@@ -183,10 +190,10 @@ def test_a_state_that_is_cut_off_or_of_another_machine_is_refused(spec: VmSpec, 
         await original.save(saved)
         await original.stop()
         os.truncate(saved.state, saved.state.stat().st_size // 2)
-        with pytest.raises(ShimError):
+        with pytest.raises(SnapshotRefused):
             await QemuHypervisor(Log(2, "error")).start(replace(spec, snapshot=saved))
         saved.state.write_bytes(b"nonsense" * 1000)
-        with pytest.raises(ShimError):
+        with pytest.raises(SnapshotRefused):
             await QemuHypervisor(Log(2, "error")).start(replace(spec, snapshot=saved))
 
     asyncio.run(scenario())
