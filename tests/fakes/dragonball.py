@@ -100,14 +100,18 @@ async def _pump(fd: int, guest: socket.socket) -> None:
         os.close(fd)
 
 
+async def _ready(fd: int, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
+    event = asyncio.Event()
+    add(fd, event.set)
+    try:
+        await event.wait()
+    finally:
+        remove(fd)
+
+
 async def _readable(fd: int) -> None:
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
-    try:
-        await ready
-    finally:
-        loop.remove_reader(fd)
+    await _ready(fd, loop.add_reader, loop.remove_reader)
 
 
 async def read_some(fd: int, size: int = 65536) -> bytes:
@@ -126,9 +130,4 @@ async def write_all(fd: int, data: bytes) -> None:
         try:
             data = data[os.write(fd, data) :]
         except BlockingIOError:
-            ready = loop.create_future()
-            loop.add_writer(fd, lambda ready=ready: ready.done() or ready.set_result(None))
-            try:
-                await ready
-            finally:
-                loop.remove_writer(fd)
+            await _ready(fd, loop.add_writer, loop.remove_writer)

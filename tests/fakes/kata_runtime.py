@@ -58,6 +58,13 @@ def spec(
         3: {1: root},
         5: [
             {1: "/proc", 2: "proc", 3: "proc", 4: ["nosuid", "noexec", "nodev"]},
+            {1: "/dev", 2: "tmpfs", 3: "tmpfs", 4: ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {
+                1: "/dev/pts",
+                2: "devpts",
+                3: "devpts",
+                4: ["nosuid", "noexec", "newinstance", "ptmxmode=0666"],
+            },
             {1: "/dev/shm", 2: SHM, 3: "bind", 4: ["rbind"]},
         ],
         7: text_map(annotations),
