@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.sandbox": BASE
     | {"shim.oci", "shim.record", "shim.stdio"}
     | {f"shim.{name}.api" for name in ("hypervisor", "vsock", "agent", "rootfs", "network")},
-    "shim.task": BASE | {"shim.sandbox", "shim.ttrpc", "shim.pb", "shim.oci"},
+    "shim.task": BASE | {"shim.sandbox", "shim.agent.api", "shim.ttrpc", "shim.pb", "shim.oci"},
     "shim.controller": BASE | {"shim.sandbox", "shim.task.convert", "shim.pb", "shim.oci"},
     "shim.introspect": BASE | {"shim.bootstrap.info", "shim.config", "shim.pb", "shim.sandbox", "shim.ttrpc"},
     "shim.guest": BASE | {"shim.ttrpc", "shim.wire", "shim.oci"},

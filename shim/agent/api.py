@@ -8,7 +8,7 @@ The init process of a container is named by exec_id "" here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -40,9 +40,79 @@ class ProcessIds:
     exec_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class CpuUse:
+    """What a container has used of the guest's processors, and how often it was kept from more."""
+
+    total_ns: int = 0
+    kernel_ns: int = 0
+    user_ns: int = 0
+    percpu_ns: tuple[int, ...] = ()
+    periods: int = 0
+    throttled_periods: int = 0
+    throttled_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes, and how often more was wanted than `limit`; None is no limit."""
+
+    usage: int = 0
+    max_usage: int = 0
+    failcnt: int = 0
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IoCount:
+    """One counter of one block device. From cgroup v2 `op` is read, write (bytes), rios or wios."""
+
+    major: int
+    minor: int
+    op: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkUse:
+    """One network device of the guest."""
+
+    name: str
+    rx_bytes: int = 0
+    rx_packets: int = 0
+    rx_errors: int = 0
+    rx_dropped: int = 0
+    tx_bytes: int = 0
+    tx_packets: int = 0
+    tx_errors: int = 0
+    tx_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerStats:
+    """What a container uses, in the guest's numbers; every number fits 64 bits.
+
+    `memory_stat` and `memory_events` are the files of these names in the guest's cgroup, v1 or v2; `io` is by
+    the message's field name (`io_service_bytes_recursive` …), `hugetlb` by page size. `pids` counts threads.
+    """
+
+    cpu: CpuUse = CpuUse()
+    memory: MemoryUse = MemoryUse()
+    swap: MemoryUse = MemoryUse()
+    kernel: MemoryUse = MemoryUse()
+    cache: int = 0
+    memory_stat: Mapping[str, int] = field(default_factory=dict)
+    memory_events: Mapping[str, int] = field(default_factory=dict)
+    pids: int = 0
+    pids_limit: int | None = None
+    io: Mapping[str, tuple[IoCount, ...]] = field(default_factory=dict)
+    hugetlb: Mapping[str, MemoryUse] = field(default_factory=dict)
+    network: tuple[NetworkUse, ...] = ()
+
+
 class Agent(Protocol):
     """One connection to the agent. Every call raises `errors.ShimError`; a lost connection is Unavailable.
-    All calls but `wait_process`, `write_stdin` and the two reads have a deadline."""
+    All calls but `wait_process`, `oom_event`, `write_stdin` and the two reads have a deadline."""
 
     async def check(self) -> str:
         """Health check; returns the agent's version."""
@@ -85,6 +155,22 @@ class Agent(Protocol):
     async def wait_process(self, ids: ProcessIds) -> int:
         """Exit code (128 + signal) once the process has ended and its output is in the streams. The genuine
         agent answers one waiter only: call it once per process."""
+
+    async def pause_container(self, container_id: str) -> None: ...
+
+    async def resume_container(self, container_id: str) -> None: ...
+
+    async def update_container(self, container_id: str, resources: Mapping[str, Any]) -> None:
+        """Change its limits; `resources` is the runtime spec's object, named so in errors."""
+
+    async def stats_container(self, container_id: str) -> ContainerStats: ...
+
+    async def list_processes(self, container_id: str) -> Sequence[str]:
+        """For each process in the container the id of the exec it is, "" for all others. Unimplemented by the
+        genuine agent. The guest's pids are not told: nobody on the host could use them."""
+
+    async def oom_event(self) -> str:
+        """The id of the next container in which the OOM killer was, whenever that is."""
 
     async def resize_tty(self, ids: ProcessIds, rows: int, columns: int) -> None: ...
 

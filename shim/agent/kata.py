@@ -1,5 +1,5 @@
 """The agent's RPCs over ttrpc: `grpc.AgentService` and `grpc.Health`, ours and the genuine kata-agent
-alike."""
+alike, and `kata_py.guest.Guest`, which only ours has."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from shim.agent.api import Agent, ProcessIds, StdioPorts, Storage
-from shim.agent.spec import process_message, spec_message
+from shim.agent.api import Agent, ContainerStats, ProcessIds, StdioPorts, Storage
+from shim.agent.spec import process_message, resources_message, spec_message
+from shim.agent.stats import container_stats
 from shim.errors import Internal, NotFound, ShimError, from_status
 from shim.pb import grpc
+from shim.pb.kata_py import guest as pb_guest
 from shim.ttrpc.channel import Channel
 
 # CRI gives Delete 10 s for everything.
 _MAX_REMOVE_S = 8.0
+# containerd gives State and its collector of metrics 2 s, and Pids, when it comes back after a restart, 5 s.
+_MAX_LOOK_S = 1.5
+_MAX_PROCESSES = 32768
 # Characters; runc's longest messages have some hundred.
 _MAX_ERROR = 4096
 _MAX_VERSION = 64
@@ -35,6 +40,7 @@ class KataAgent(Agent):
         self._agent = grpc.AgentServiceStub(channel)  # type: ignore[arg-type]
         self._health = grpc.HealthStub(channel)  # type: ignore[arg-type]
         self._ours = False
+        self._guest = pb_guest.GuestStub(channel)  # type: ignore[arg-type]
 
     async def check(self) -> str:
         request = grpc.CheckRequest()
@@ -125,6 +131,35 @@ class KataAgent(Agent):
         request = grpc.WaitProcessRequest(container_id=ids.container_id, exec_id=ids.exec_id)
         answer = await _bounded(self._agent.wait_process(request, timeout=None))
         return answer.status & 0xFF  # from the guest: anything
+
+    async def pause_container(self, container_id: str) -> None:
+        request = grpc.PauseContainerRequest(container_id=container_id)
+        await _bounded(self._agent.pause_container(request, timeout=self._call_s))
+
+    async def resume_container(self, container_id: str) -> None:
+        request = grpc.ResumeContainerRequest(container_id=container_id)
+        await _bounded(self._agent.resume_container(request, timeout=self._call_s))
+
+    async def update_container(self, container_id: str, resources: Mapping[str, Any]) -> None:
+        request = grpc.UpdateContainerRequest(
+            container_id=container_id, resources=resources_message(resources)
+        )
+        await _bounded(self._agent.update_container(request, timeout=self._call_s))
+
+    async def stats_container(self, container_id: str) -> ContainerStats:
+        request = grpc.StatsContainerRequest(container_id=container_id)
+        timeout_s = min(self._call_s, _MAX_LOOK_S)
+        return container_stats(await _bounded(self._agent.stats_container(request, timeout=timeout_s)))
+
+    async def list_processes(self, container_id: str) -> Sequence[str]:
+        request = pb_guest.ListProcessesRequest(container_id=container_id)
+        timeout_s = min(self._call_s, _MAX_LOOK_S)
+        answer = await _bounded(self._guest.list_processes(request, timeout=timeout_s))
+        return [process.exec_id for process in answer.processes[:_MAX_PROCESSES]]
+
+    async def oom_event(self) -> str:
+        answer = await _bounded(self._agent.get_oom_event(grpc.GetOomEventRequest(), timeout=None))
+        return answer.container_id
 
     async def resize_tty(self, ids: ProcessIds, rows: int, columns: int) -> None:
         request = grpc.TtyWinResizeRequest(

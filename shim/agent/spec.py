@@ -39,6 +39,11 @@ def process_message(process: Mapping[str, Any]) -> grpc.Process:
     return _message(grpc.Process, process, "process")
 
 
+def resources_message(resources: Mapping[str, Any]) -> grpc.LinuxResources:
+    """A container's limits for UpdateContainer."""
+    return _message(grpc.LinuxResources, resources, "resources")
+
+
 def _message(kind: type[M], value: Any, path: str) -> M:
     if not isinstance(value, Mapping):
         raise InvalidArgument(f"{path}: not an object")

@@ -53,7 +53,7 @@ class Container:
         self._init: Process | None = None
         self._execs: dict[str, Process] = {}
         self._oom: cgroup.OomWatch | None = None
-        self._created = False
+        self._created = self._paused = False
 
     async def create(self, stdio: Stdio) -> None:
         """Write the bundle and create the init process, which waits for `start`. Owns `stdio`."""
@@ -92,6 +92,8 @@ class Container:
                     raise errors.AlreadyExists(f"process {exec_id} exists in container {self.id}")
                 if self.init.ended:
                     raise errors.FailedPrecondition(f"container {self.id} has ended")
+                if self._paused:  # crun would be frozen half-way
+                    raise errors.FailedPrecondition(f"container {self.id} is paused")
                 inherit_process(process, self.spec["process"])
                 launched = await self._runtime.exec(self.id, process, stdio.open())
             except BaseException:
@@ -101,7 +103,7 @@ class Container:
             self._execs.pop(exec_id, None)
             self._forget_old_execs()
             self._execs[exec_id] = started
-            started.run(launched, lambda: None)
+            started.run(launched, self._check_oom)
             return started
 
     def _forget_old_execs(self) -> None:
@@ -133,9 +135,38 @@ class Container:
             cgroup.kill(self.cgroup)
         process.signal(number)
 
-    def _on_init_exit(self) -> None:
+    async def pause(self) -> None:
+        """Freeze it: a process that is just being started is in it or is not there yet."""
+        async with self._lock:
+            if self.init.ended:
+                raise errors.FailedPrecondition(f"container {self.id} has ended")
+            await cgroup.freeze(self.cgroup)
+            self._paused = True
+
+    async def resume(self) -> None:
+        async with self._lock:
+            cgroup.thaw(self.cgroup)
+            self._paused = False
+
+    async def update(self, resources: dict[str, Any]) -> None:
+        """Change its limits; `resources` are the runtime spec's."""
+        async with self._lock:
+            if self.init.ended:
+                raise errors.FailedPrecondition(f"container {self.id} has ended")
+            await self._runtime.update(self.id, resources)
+
+    def processes(self) -> list[tuple[int, str]]:
+        """(pid, exec id or "") of all that runs in it, the init process first."""
+        names = {process.pid: name for name, process in self._execs.items() if not process.ended}
+        pids = cgroup.processes(self.cgroup)
+        return [(pid, names.get(pid, "")) for pid in sorted(pids, key=lambda pid: pid != self.init.pid)]
+
+    def _check_oom(self) -> None:
         if self._oom is not None:
             self._oom.check()
+
+    def _on_init_exit(self) -> None:
+        self._check_oom()
         # With a pid namespace of its own nobody is left; in a shared one the others are ended here.
         cgroup.kill(self.cgroup)
 

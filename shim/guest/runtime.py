@@ -93,6 +93,15 @@ class Runtime:
     async def start(self, container_id: str) -> None:
         await self._run(["start"], [container_id])
 
+    async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
+        """`crun update`: change the limits of its cgroup to the runtime spec's resources."""
+        path = self._path("resources")
+        write_json(path, resources)
+        try:
+            await self._run(["update", "--resources", path], [container_id])
+        finally:
+            os.unlink(path)
+
     async def delete(self, container_id: str) -> None:
         """Kill what is left, remove crun's state and the cgroup. No error when there is no such container."""
         await self._run(["delete", "--force"], [container_id])

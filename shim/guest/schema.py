@@ -1,6 +1,6 @@
 """Generated from proto/ by hack/gen-proto; never edited. shim/wire.py describes the form."""
 
-SOURCES = "4ead80b8a81d0b81c13bbccbc119ed08d26dbba7528d28213e734078f894c9a2"
+SOURCES = "f7ca10b1fec43ca8d34fac1f2712d28750e6219646c532deba715f16ad64725c"
 
 MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "google.protobuf.Empty": {},
@@ -561,6 +561,16 @@ MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "grpc.WriteStreamResponse": {
         1: ("len", "uint32"),
     },
+    "kata_py.guest.ListProcessesRequest": {
+        1: ("container_id", "string"),
+    },
+    "kata_py.guest.ListProcessesResponse": {
+        1: ("processes", "kata_py.guest.Process", "repeated"),
+    },
+    "kata_py.guest.Process": {
+        1: ("pid", "uint32"),
+        2: ("exec_id", "string"),
+    },
     "types.ARPNeighbor": {
         1: ("toIPAddress", "types.IPAddress"),
         2: ("device", "string"),
@@ -647,5 +657,8 @@ SERVICES: dict[str, dict[str, tuple[str, str]]] = {
     "grpc.Health": {
         "Check": ("grpc.CheckRequest", "grpc.HealthCheckResponse"),
         "Version": ("grpc.CheckRequest", "grpc.VersionCheckResponse"),
+    },
+    "kata_py.guest.Guest": {
+        "ListProcesses": ("kata_py.guest.ListProcessesRequest", "kata_py.guest.ListProcessesResponse"),
     },
 }

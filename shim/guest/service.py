@@ -1,4 +1,5 @@
-"""The RPCs: `grpc.AgentService` and `grpc.Health` over the sandbox. Each takes and gives decoded messages.
+"""The RPCs: `grpc.AgentService`, `grpc.Health` and our own `kata_py.guest.Guest` over the sandbox. Each takes and gives
+decoded messages.
 
 An RPC that stands here is implemented; all others of the service answer Unimplemented.
 """
@@ -11,8 +12,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from shim import errors
-from shim.guest import hotplug, syscall
+from shim.guest import hotplug, stats, syscall
 from shim.guest.sandbox import Sandbox, verify_id
+from shim.guest.spec import resources_from_proto
 from shim.guest.stdio import Stdio
 from shim.ttrpc.server import current_call
 
@@ -58,6 +60,10 @@ class Service:
             self.ExecProcess,
             self.SignalProcess,
             self.WaitProcess,
+            self.PauseContainer,
+            self.ResumeContainer,
+            self.StatsContainer,
+            self.UpdateContainer,
             self.TtyWinResize,
             self.CloseStdin,
             self.WriteStdin,
@@ -72,6 +78,7 @@ class Service:
         return {
             "grpc.AgentService": {method.__name__: method for method in agent},
             "grpc.Health": {"Check": self.Check, "Version": self.Version},
+            "kata_py.guest.Guest": {"ListProcesses": self.ListProcesses},
         }
 
     async def Check(self, _request: Message) -> Message:
@@ -119,6 +126,26 @@ class Service:
     async def WaitProcess(self, request: Message) -> Message:
         container = self._sandbox.container(_container_id(request))
         return {"status": await container.process(request.get("exec_id", "")).wait()}
+
+    async def PauseContainer(self, request: Message) -> Message:
+        await self._sandbox.container(_container_id(request)).pause()
+        return _NOTHING
+
+    async def ResumeContainer(self, request: Message) -> Message:
+        await self._sandbox.container(_container_id(request)).resume()
+        return _NOTHING
+
+    async def StatsContainer(self, request: Message) -> Message:
+        return stats.container_stats(self._sandbox.container(_container_id(request)).cgroup)
+
+    async def UpdateContainer(self, request: Message) -> Message:
+        container = self._sandbox.container(_container_id(request))
+        await container.update(resources_from_proto(request.get("resources", {})))
+        return _NOTHING
+
+    async def ListProcesses(self, request: Message) -> Message:
+        processes = self._sandbox.container(_container_id(request)).processes()
+        return {"processes": [{"pid": pid, "exec_id": exec_id} for pid, exec_id in processes]}
 
     def _stdio(self, request: Message) -> Stdio:
         container = self._sandbox.container(_container_id(request))

@@ -74,17 +74,27 @@ def spec_from_proto(message: Mapping[str, Any]) -> dict[str, Any]:
     linux = spec.setdefault("linux", {})
     linux.pop("mountLabel", None)
     linux.pop("intelRdt", None)
-    for rule in linux.get("resources", {}).get("devices", []):
-        rule.setdefault("allow", False)
-        if not rule.get("major") and not rule.get("minor"):
-            # 0:0 is no device; the proto's zero stands for the spec's absent "any".
-            rule.pop("major", None)
-            rule.pop("minor", None)
+    if "Resources" in message.get("Linux", {}):
+        linux["resources"] = resources_from_proto(message["Linux"]["Resources"])
     for call in linux.get("seccomp", {}).get("syscalls", []):
         for argument in call.get("args", []):
             argument.setdefault("index", 0)
             argument.setdefault("value", 0)
     return spec
+
+
+def resources_from_proto(message: Mapping[str, Any]) -> dict[str, Any]:
+    """`grpc.LinuxResources` as the runtime spec's resources."""
+    resources: dict[str, Any] = _convert(message)
+    for rule in resources.get("devices", []):
+        rule.setdefault("allow", False)
+        if not rule.get("major") and not rule.get("minor"):
+            # 0:0 is no device; the proto's zero stands for the spec's absent "any".
+            rule.pop("major", None)
+            rule.pop("minor", None)
+    if not resources.get("pids"):
+        resources.pop("pids", None)  # an object without its one member, which crun refuses
+    return resources
 
 
 def place_namespaces(spec: dict[str, Any], paths: Mapping[str, str]) -> None:

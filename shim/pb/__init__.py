@@ -1,3 +1,3 @@
 """Generated from proto/ by hack/gen-proto; never edited."""
 
-SOURCES = "4ead80b8a81d0b81c13bbccbc119ed08d26dbba7528d28213e734078f894c9a2"
+SOURCES = "f7ca10b1fec43ca8d34fac1f2712d28750e6219646c532deba715f16ad64725c"

@@ -11,6 +11,9 @@ from shim.sandbox.events import (
     TaskDeleted,
     TaskEvent,
     TaskExited,
+    TaskOutOfMemory,
+    TaskPaused,
+    TaskResumed,
     TaskStarted,
 )
 from shim.sandbox.process import Process
@@ -34,5 +37,8 @@ __all__ = [
     "TaskDeleted",
     "TaskEvent",
     "TaskExited",
+    "TaskOutOfMemory",
+    "TaskPaused",
+    "TaskResumed",
     "TaskStarted",
 ]

@@ -19,6 +19,7 @@ from shim.log import Log
 from shim.rootfs.api import Mount
 from shim.sandbox import bundle, transforms
 from shim.sandbox.background import Background
+from shim.sandbox.cgroup import Cgroup
 from shim.sandbox.endings import KILLED, Endings
 from shim.sandbox.events import (
     Emit,
@@ -46,8 +47,8 @@ class CreateRequest:
 
 
 class Container:
-    """Owned by a sandbox. Requests are methods that raise `errors.ShimError`; `vm_died` is the one thing it
-    is told."""
+    """Owned by a sandbox. Requests are methods (those about all of it are `cgroup`'s) that raise
+    `errors.ShimError`; `vm_died` and `out_of_memory` is what it is told."""
 
     def __init__(
         self, request: CreateRequest, emit: Emit, background: Background, limits: Limits, log: Log
@@ -61,6 +62,17 @@ class Container:
         self._guest: Guest | None = None
         self._made = AsyncExitStack()  # undoes what create has made
         self._endings = Endings(self.id, self.init, self.execs, emit=emit, limits=limits, log=self._log)
+        self.cgroup = Cgroup(
+            self.init,
+            self.execs,
+            self._endings,
+            self._lock,
+            booted=self._booted,
+            emit=emit,
+            background=background,
+            limits=limits,
+            log=self._log,
+        )
 
     # -- create, start, delete -------------------------------------------------------------------------------
 
@@ -136,6 +148,7 @@ class Container:
             return self.init.exit
 
     async def _kill_created(self) -> None:
+        self._endings.expect_kill(self.init)
         try:
             await self._booted().agent.signal_process(self.init.ids, signals.SIGKILL, everyone=True)
             await asyncio.wait_for(self.init.wait(), self._limits.exec_exit_s)
@@ -152,13 +165,16 @@ class Container:
         if self.init.state is State.CREATING:
             raise FailedPrecondition("container must be created: failed precondition")
         if self.init.state not in (State.CREATED, State.STARTING, State.RUNNING):
-            raise Unknown("cannot exec in a stopped state")
+            state = "paused" if self.init.state is State.PAUSED else "stopped"
+            raise Unknown(f"cannot exec in a {state} state")
         ids = ProcessIds(self.id, exec_id)
         self.execs[exec_id] = Process(ids, stdio, State.CREATED, transforms.guest_process(spec))
         self._emit(ExecAdded(self.id, exec_id))
 
     async def start_exec(self, exec_id: str) -> int:
         process = self.process(exec_id)
+        if self.init.state is State.PAUSED:
+            raise Unknown("OCI runtime exec failed: cannot exec in a paused container")
         if self.init.state is not State.RUNNING:
             raise FailedPrecondition(f"container {self.id} init process is not running: failed precondition")
         guest = self._booted()
@@ -206,6 +222,7 @@ class Container:
 
     async def kill(self, exec_id: str, signal: int, *, everyone: bool) -> None:
         process = self.process(exec_id)
+        everyone = everyone and process is self.init
         if process.exit is not None:
             raise NotFound("process already finished: not found")
         if process.state is State.CREATING or (process is not self.init and process.state is State.CREATED):
@@ -213,21 +230,21 @@ class Container:
         await process.settled()  # a signal that overtakes the start would find nobody
         if process.exit is not None:
             raise NotFound("process already finished: not found")
+        if signal == signals.SIGKILL:
+            self._endings.expect_kill(process)
         try:
-            await self._booted().agent.signal_process(
-                process.ids, signal, everyone=everyone and process is self.init
-            )
+            await self._booted().agent.signal_process(process.ids, signal, everyone=everyone)
         except NotFound as error:
             raise NotFound("process already finished: not found") from error
 
     async def resize(self, exec_id: str, rows: int, columns: int) -> None:
         """A size that comes before the process does is kept for it."""
         process = self.process(exec_id)
+        if process.exit is not None and (process.stdio.terminal or process is not self.init):
+            raise Unknown("cannot resize a stopped container")
         if not process.stdio.terminal:
             return
-        if process.exit is not None:
-            raise Unknown("cannot resize a stopped container")
-        if process.state is State.RUNNING:
+        if process.state in (State.RUNNING, State.PAUSED):
             await self._booted().agent.resize_tty(process.ids, rows, columns)
         else:
             process.size = (rows, columns)
@@ -243,6 +260,10 @@ class Container:
         """Give up the stdio of all its processes."""
         for process in (self.init, *self.execs.values()):
             process.close_streams()
+
+    def out_of_memory(self) -> None:
+        """The guest's OOM killer has ended one of its processes."""
+        self._endings.out_of_memory()
 
     def vm_died(self) -> None:
         """Nothing runs any more: tell every exit now. What is being started fails by itself."""

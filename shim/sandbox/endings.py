@@ -1,18 +1,20 @@
 """How the processes of one container end, and the order in which that is told.
 
 containerd's consumers rely on it: a process's start comes before its exit, the exits of execs before the
-init's, each exit once. Every exit goes through `tell`, which tells it once; `watch` keeps the order. An exit
-is told when the process has ended and its output is where it belongs, or does not move any more."""
+init's, each exit once, and news of the OOM killer before the exit that it has made. Every exit goes through
+`tell`, which tells it once; `watch` keeps the order. An exit is told when the process has ended and its output is
+where it belongs, or does not move any more."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 
 from shim.errors import ShimError, Unavailable
 from shim.log import Log
-from shim.sandbox.events import Emit, TaskExited
+from shim.sandbox.events import Emit, TaskExited, TaskOutOfMemory
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.process import Process
 from shim.sandbox.states import State
@@ -21,6 +23,8 @@ from shim.vsock.api import StreamStat
 KILLED = 128 + signal.SIGKILL
 # Nobody knows how it ended.
 UNKNOWN = 255
+# A guest may tell of the OOM killer as often as it likes, but containerd is told once in so long.
+_OOM_APART_S = 1.0
 
 
 class Endings:
@@ -40,6 +44,10 @@ class Endings:
         self._emit, self._limits, self._log = emit, limits, log
         self._vm_died = asyncio.Event()
         self._pid = 0
+        self.oom_kills = 0  # told of so far
+        self._oom_told_at = 0.0
+        self._oom = asyncio.Event()
+        self._to_be_killed: set[Process] = set()
 
     @property
     def without_vm(self) -> bool:
@@ -55,6 +63,8 @@ class Endings:
         if process.exit is not None:
             return  # told already, or it never ran
         drained = await process.drain(self._limits)
+        if code == KILLED and process not in self._to_be_killed:
+            await self._await_out_of_memory()
         if process is self._init:
             await self._outlive_execs(guest)
             self._end_execs()
@@ -77,11 +87,32 @@ class Endings:
             name = process.ids.exec_id or self._container_id
             self._emit(TaskExited(self._container_id, name, self._pid, status))
 
+    def expect_kill(self, process: Process) -> None:
+        """SIGKILL is about to be sent: an exit code that says so needs no other reason. With the init process
+        all the others go."""
+        self._to_be_killed |= {process} if process is not self._init else {process, *self._execs.values()}
+
+    def out_of_memory(self) -> None:
+        """The OOM killer has ended one of the container's processes. Nothing is told behind the last exit."""
+        now = asyncio.get_running_loop().time()
+        if self._init.exit is None and (not self._oom.is_set() or now - self._oom_told_at >= _OOM_APART_S):
+            self.oom_kills += 1
+            self._oom_told_at = now
+            self._oom.set()
+            self._emit(TaskOutOfMemory(self._container_id))
+
+    async def _await_out_of_memory(self) -> None:
+        """Nobody asked for this kill. Our agent has told by now if it was the OOM killer; the genuine one may do
+        so a moment later."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.oom_grace_s):
+                await self._oom.wait()
+
     def vm_died(self) -> None:
         """Nothing runs any more: tell it all at once. What is being created or started fails by itself."""
         self._vm_died.set()
         self._end_execs()
-        if self._init.state in (State.CREATED, State.RUNNING):
+        if self._init.state in (State.CREATED, State.RUNNING, State.PAUSED):
             self.tell(self._init, KILLED)
 
     async def _exit_code(self, process: Process, guest: Guest) -> int:
@@ -104,6 +135,7 @@ class Endings:
         one) we do."""
         if await self._execs_ended():
             return
+        self.expect_kill(self._init)
         try:
             await guest.agent.signal_process(self._init.ids, signal.SIGKILL, everyone=True)
         except ShimError as error:

@@ -33,6 +33,23 @@ class TaskStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskPaused:
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResumed:
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutOfMemory:
+    """The guest's OOM killer has ended a process of the container."""
+
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskExited:
     """`id` is the container's for its init process, else the exec's."""
 
@@ -62,7 +79,17 @@ class ExecStarted:
     pid: int
 
 
-TaskEvent = TaskCreated | TaskStarted | TaskExited | TaskDeleted | ExecAdded | ExecStarted
+TaskEvent = (
+    TaskCreated
+    | TaskStarted
+    | TaskPaused
+    | TaskResumed
+    | TaskOutOfMemory
+    | TaskExited
+    | TaskDeleted
+    | ExecAdded
+    | ExecStarted
+)
 
 # Called on the event loop, in the order in which things happened; must not block or raise.
 Emit = Callable[[TaskEvent], None]

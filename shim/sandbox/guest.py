@@ -26,6 +26,10 @@ class Limits:
     abandon_s: float = 30.0
     # For what must end because its container's init process has: the guest kernel kills it, then we do.
     exec_exit_s: float = 3.0
+    # How long an exit by a SIGKILL that nobody asked for waits to be explained by the OOM killer.
+    oom_grace_s: float = 0.5
+    # Of a container's stats. containerd 2.3 asks for every container once in a second.
+    stats_age_s: float = 1.0
     # How long to look for the reason when the agent is lost: the VM's death is seen a moment later.
     post_mortem_s: float = 1.0
 

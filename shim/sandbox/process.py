@@ -44,7 +44,7 @@ class Process:
     @property
     def live(self) -> bool:
         """Whether a process may exist in the guest that has not been seen to end."""
-        return self.state in (State.STARTING, State.RUNNING)
+        return self.state in (State.STARTING, State.RUNNING, State.PAUSED)
 
     def advance(self, event: Event) -> None:
         """Change the state, or raise as `states.advance`."""
@@ -59,7 +59,7 @@ class Process:
         await self._settled.wait()
 
     def finish(self, code: int) -> ExitStatus:
-        """It has ended with `code`; waiters are answered. Only once, in CREATED or RUNNING."""
+        """It has ended with `code`; waiters are answered. Only once, in CREATED, RUNNING or PAUSED."""
         self.advance(Event.EXIT)
         return self._end(code)
 

@@ -21,6 +21,8 @@ from shim.sandbox.machine import Machine, SandboxSettings
 
 # Linux: __NEW_UTS_LEN
 _MAX_HOSTNAME = 64
+# Between two news of the OOM killer: a guest that tells of it without end shall not keep the shim busy.
+_OOM_APART_S = 0.02
 
 
 class Sandbox:
@@ -50,6 +52,7 @@ class Sandbox:
         self._creating: dict[str, asyncio.Task[int]] = {}
         self._machine: Machine | None = None
         self._boot: asyncio.Task[Guest] | None = None
+        self._oom_watch: asyncio.Task[None] | None = None
         self._running = asyncio.Event()
         self._closed = False
         self._reserved: Mapping[str, Any] | None = None
@@ -199,6 +202,8 @@ class Sandbox:
         if self._boot is not None and not self._boot.done():
             self._boot.cancel()
             await asyncio.wait([self._boot])
+        if self._oom_watch is not None:
+            self._oom_watch.cancel()
         if self._machine is not None:
             await self._machine.stop()
         await self._background.aclose()
@@ -245,7 +250,19 @@ class Sandbox:
             raise
         self.started_at_ns = time.time_ns()
         self._background.spawn(self._watch_death(machine), "watch the sandbox")
+        self._oom_watch = self._background.spawn(self._watch_oom(guest), "watch for OOM")
         return guest
+
+    async def _watch_oom(self, guest: Guest) -> None:
+        """Pass on what the agent tells of the OOM killer, as long as it does."""
+        try:
+            while True:
+                container = self.containers.get(await guest.agent.oom_event())
+                if container is not None:
+                    container.out_of_memory()
+                await asyncio.sleep(_OOM_APART_S)
+        except ShimError as error:
+            self._log.debug("the agent tells no more of the OOM killer", error=error)
 
     async def _watch_death(self, machine: Machine) -> None:
         await machine.died.wait()

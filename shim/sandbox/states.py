@@ -1,5 +1,8 @@
 """The life of one process as a table.
 
+                                                                    PAUSED ──exit──▶ STOPPED
+                                                                  pause▲ │resume
+                                                                       │ ▼
     CREATING ──created──▶ CREATED ──start──▶ STARTING ──started──▶ RUNNING ──exit──▶ STOPPED
        │                   │  └──exit──▶ STOPPED  │                                     │
       fail                fail                   fail                                 delete
@@ -7,7 +10,9 @@
                                       └──delete──▶ DELETED ◀──delete── CREATED       DELETED
 
 An init process begins in CREATING while its sandbox boots; an exec begins in CREATED. FAILED is a process
-that never ran: there is no exit event for it. `tests/sandbox/test_states.py` walks the full matrix."""
+that never ran: there is no exit event for it. PAUSED is an init process, and its whole container with it: what
+the execs are is kept, though State says of them that they are paused, too. `tests/sandbox/test_states.py` walks
+the full matrix."""
 
 from __future__ import annotations
 
@@ -24,17 +29,20 @@ class State(Enum):
     CREATED = "created"
     STARTING = "starting"
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPED = "stopped"
     FAILED = "failed"
     DELETED = "deleted"
 
 
 class Event(Enum):
-    """What happens to a process. START and DELETE are asked for; the others are facts."""
+    """What happens to a process. START, PAUSE, RESUME and DELETE are asked for; the others are facts."""
 
     CREATED = "created"
     START = "start"
     STARTED = "started"
+    PAUSE = "pause"
+    RESUME = "resume"
     FAIL = "fail"
     EXIT = "exit"
     DELETE = "delete"
@@ -49,7 +57,8 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
         Event.DELETE: State.DELETED,
     },
     State.STARTING: {Event.STARTED: State.RUNNING, Event.FAIL: State.FAILED},
-    State.RUNNING: {Event.EXIT: State.STOPPED},
+    State.RUNNING: {Event.PAUSE: State.PAUSED, Event.EXIT: State.STOPPED},
+    State.PAUSED: {Event.RESUME: State.RUNNING, Event.EXIT: State.STOPPED},
     State.STOPPED: {Event.DELETE: State.DELETED},
     State.FAILED: {Event.DELETE: State.DELETED},
     State.DELETED: {},
@@ -69,10 +78,11 @@ def advance(state: State, event: Event) -> State:
 
 
 def _refusal(state: State, event: Event) -> ShimError:
-    if event not in (Event.START, Event.DELETE):
+    if event not in (Event.START, Event.PAUSE, Event.RESUME, Event.DELETE):
         return Internal(f"a {state.value} process cannot become {event.value}")
     if state is State.DELETED:
         return NotFound(f"cannot {event.value} a deleted process: not found")
     if state is State.CREATING:
         return FailedPrecondition("container must be created: failed precondition")
-    return Unknown(f"cannot {event.value} a {state.value} process")
+    what = "process" if event in (Event.START, Event.DELETE) else "container"
+    return Unknown(f"cannot {event.value} a {state.value} {what}")

@@ -73,12 +73,19 @@ def shares_pidns(spec: Mapping[str, Any]) -> bool:
 
 
 def limit_resources(guest: dict[str, Any]) -> None:
-    """Without what speaks of the host's devices and processors."""
-    resources = oci.section(guest, "linux", "resources")
-    for key in ("devices", "blockIO", "network", "rdma"):
-        resources.pop(key, None)
-    for key in ("cpus", "mems"):
-        oci.section(resources, "cpu").pop(key, None)
+    if resources := oci.section(guest, "linux", "resources"):
+        guest["linux"]["resources"] = guest_resources(resources)
+
+
+def guest_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """Limits without what speaks of the host's devices and processors."""
+    guest = {key: value for key, value in resources.items() if key not in _HOST_RESOURCES}
+    if cpu := oci.section(guest, "cpu"):
+        guest["cpu"] = {key: value for key, value in cpu.items() if key not in ("cpus", "mems")}
+    return guest
+
+
+_HOST_RESOURCES = {"devices", "blockIO", "network", "rdma"}
 
 
 def keep_guest_hooks(guest: dict[str, Any]) -> None:
@@ -118,7 +125,7 @@ def guest_process(process: Mapping[str, Any]) -> dict[str, Any]:
 def container_kind(spec: Mapping[str, Any]) -> str:
     """Kata's container type by the CRI annotation."""
     found = oci.section(spec, "annotations").get(oci.CONTAINER_TYPE)
-    return {"sandbox": oci.POD_SANDBOX, "container": oci.POD_CONTAINER}.get(str(found), oci.SINGLE_CONTAINER)
+    return {"sandbox": "pod_sandbox", "container": "pod_container"}.get(str(found), "single_container")
 
 
 def _is_shm(mount: Mapping[str, Any]) -> bool:

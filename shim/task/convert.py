@@ -12,8 +12,9 @@ from betterproto.lib.google.protobuf import Any as AnyMessage
 from shim.errors import InvalidArgument
 from shim.pb.containerd import events as pb_events
 from shim.pb.containerd import types as pb_types
+from shim.pb.containerd.runc.v1 import ProcessDetails
 from shim.pb.containerd.task import v2
-from shim.pb.containerd.v1.types import Status
+from shim.pb.containerd.v1.types import ProcessInfo, Status
 from shim.sandbox import (
     Container,
     CreateRequest,
@@ -26,6 +27,9 @@ from shim.sandbox import (
     TaskDeleted,
     TaskEvent,
     TaskExited,
+    TaskOutOfMemory,
+    TaskPaused,
+    TaskResumed,
     TaskStarted,
 )
 
@@ -36,6 +40,7 @@ STATUS: Mapping[State, int] = {  # of `Status`, whose members type checkers take
     State.CREATED: Status.CREATED,
     State.STARTING: Status.CREATED,
     State.RUNNING: Status.RUNNING,
+    State.PAUSED: Status.PAUSED,
     State.STOPPED: Status.STOPPED,
     State.FAILED: Status.STOPPED,
     State.DELETED: Status.STOPPED,
@@ -65,11 +70,13 @@ def create_request(request: v2.CreateTaskRequest) -> CreateRequest:
 def state_response(container: Container, exec_id: str) -> v2.StateResponse:
     """What State answers; NotFound for an unknown exec. `id` is an exec's own, as runc's shim has it."""
     process = container.process(exec_id)
+    # Who is in a paused container is paused, whatever else it is (runc's shim).
+    state = State.PAUSED if container.init.state is State.PAUSED else process.state
     response = v2.StateResponse(
         id=process.ids.exec_id or container.id,
         bundle=str(container.request.bundle),
         pid=container.pid if process is container.init or process.state is not State.CREATED else 0,
-        status=Status(STATUS[process.state]),
+        status=Status(STATUS[state]),
         stdin=process.stdio.stdin,
         stdout=process.stdio.stdout,
         stderr=process.stdio.stderr,
@@ -79,6 +86,14 @@ def state_response(container: Container, exec_id: str) -> v2.StateResponse:
         response.exit_status = process.exit.code
         response.exited_at = timestamp(process.exit.at_ns)
     return response
+
+
+def process_info(pid: int, exec_id: str) -> ProcessInfo:
+    """One row of Pids. ctr prints no other kind of details than runc's."""
+    if not exec_id:
+        return ProcessInfo(pid=pid)
+    details = any_message(ProcessDetails(exec_id=exec_id), "containerd.runc.v1.ProcessDetails")
+    return ProcessInfo(pid=pid, info=details)
 
 
 def any_message(message: betterproto.Message, name: str) -> AnyMessage:
@@ -110,6 +125,15 @@ def event_message(event: TaskEvent) -> tuple[str, AnyMessage]:
         case TaskStarted():
             topic = "/tasks/start"
             message = pb_events.TaskStart(container_id=event.container_id, pid=event.pid)
+        case TaskPaused():
+            topic = "/tasks/paused"
+            message = pb_events.TaskPaused(container_id=event.container_id)
+        case TaskResumed():
+            topic = "/tasks/resumed"
+            message = pb_events.TaskResumed(container_id=event.container_id)
+        case TaskOutOfMemory():
+            topic = "/tasks/oom"
+            message = pb_events.TaskOom(container_id=event.container_id)
         case TaskExited():
             topic = "/tasks/exit"
             message = pb_events.TaskExit(
@@ -135,4 +159,5 @@ def event_message(event: TaskEvent) -> tuple[str, AnyMessage]:
             message = pb_events.TaskExecStarted(
                 container_id=event.container_id, exec_id=event.exec_id, pid=event.pid
             )
-    return topic, any_message(message, f"containerd.events.{type(message).__name__}")
+    name = "TaskOOM" if isinstance(message, pb_events.TaskOom) else type(message).__name__
+    return topic, any_message(message, f"containerd.events.{name}")

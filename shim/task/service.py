@@ -10,9 +10,9 @@ from betterproto.lib.google.protobuf import Empty
 from shim import oci
 from shim.errors import InvalidArgument, Unimplemented
 from shim.pb.containerd.task import v2
-from shim.pb.containerd.v1.types import ProcessInfo
 from shim.sandbox import ExitStatus, Sandbox, Stdio
-from shim.task.convert import create_request, state_response, timestamp
+from shim.task.convert import create_request, process_info, state_response, timestamp
+from shim.task.metrics import host_is_unified, metrics
 from shim.task.options import NO_OPTIONS, RuntimeOptions, check_options
 
 # The names it is served under; the messages are the same.
@@ -21,15 +21,19 @@ SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 
 class TaskService(v2.TaskBase):
     """No state of its own. `on_shutdown` runs when the sandbox has been shut down, before that is
-    answered. `given` are the runtime options that the shim was started with."""
+    answered. `given` are the runtime options that the shim was started with; `unified` is whether the host's
+    cgroups are v2, which decides the form of Stats."""
 
     def __init__(
         self,
         sandbox: Sandbox,
         on_shutdown: Callable[[], Awaitable[None]],
         given: RuntimeOptions = NO_OPTIONS,
+        *,
+        unified: bool | None = None,
     ) -> None:
         self._sandbox, self._on_shutdown, self._given = sandbox, on_shutdown, given
+        self._unified = host_is_unified() if unified is None else unified
 
     async def create(self, create_task_request: v2.CreateTaskRequest) -> v2.CreateTaskResponse:
         if not self._sandbox.used:  # a later container joins the sandbox as it is
@@ -53,8 +57,8 @@ class TaskService(v2.TaskBase):
 
     async def kill(self, kill_request: v2.KillRequest) -> Empty:
         container = self._sandbox.container(kill_request.id)
-        if not 0 < kill_request.signal <= 64:
-            raise InvalidArgument(f"signal {kill_request.signal}: want 1 to 64")
+        if kill_request.signal > 64:
+            raise InvalidArgument(f"signal {kill_request.signal}: want 0 to 64")
         await container.kill(kill_request.exec_id, kill_request.signal, everyone=kill_request.all)
         return Empty()
 
@@ -82,9 +86,13 @@ class TaskService(v2.TaskBase):
         return Empty()
 
     async def pids(self, pids_request: v2.PidsRequest) -> v2.PidsResponse:
-        # The VMM stands for every process in the guest. Never empty: containerd takes that for a dead task.
+        # One entry for each process in the guest, all under the one pid that there is of them on the host: what
+        # containerd's clients do with these pids they do to the host's processes, and the guest may lie.
         container = self._sandbox.container(pids_request.id)
-        return v2.PidsResponse(processes=[ProcessInfo(pid=container.pid or os.getpid())])
+        pid = container.pid or os.getpid()
+        return v2.PidsResponse(
+            processes=[process_info(pid, exec_id) for exec_id in await container.cgroup.processes()]
+        )
 
     async def connect(self, connect_request: v2.ConnectRequest) -> v2.ConnectResponse:
         container = self._sandbox.containers.get(connect_request.id)
@@ -97,16 +105,26 @@ class TaskService(v2.TaskBase):
         return Empty()
 
     async def pause(self, pause_request: v2.PauseRequest) -> Empty:
-        raise Unimplemented("pause")
+        await self._sandbox.container(pause_request.id).cgroup.pause()
+        return Empty()
 
     async def resume(self, resume_request: v2.ResumeRequest) -> Empty:
-        raise Unimplemented("resume")
-
-    async def checkpoint(self, checkpoint_task_request: v2.CheckpointTaskRequest) -> Empty:
-        raise Unimplemented("checkpoint")
+        await self._sandbox.container(resume_request.id).cgroup.resume()
+        return Empty()
 
     async def update(self, update_task_request: v2.UpdateTaskRequest) -> Empty:
-        raise Unimplemented("update")
+        container = self._sandbox.container(update_task_request.id)
+        try:
+            resources = oci.parse(update_task_request.resources.value)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"resources: {error}") from error
+        await container.cgroup.update(resources)
+        return Empty()
 
     async def stats(self, stats_request: v2.StatsRequest) -> v2.StatsResponse:
-        raise Unimplemented("stats")
+        stats = await self._sandbox.container(stats_request.id).cgroup.stats()
+        return v2.StatsResponse(stats=metrics(stats, unified=self._unified))
+
+    async def checkpoint(self, checkpoint_task_request: v2.CheckpointTaskRequest) -> Empty:
+        self._sandbox.container(checkpoint_task_request.id)
+        raise Unimplemented("checkpoint: a virtual machine's container cannot be checkpointed")

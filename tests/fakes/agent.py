@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shim.agent.api import ProcessIds, StdioPorts, Storage
+from shim.agent.api import ContainerStats, ProcessIds, StdioPorts, Storage
 from shim.errors import NotFound, ShimError, Unavailable
 
 
@@ -14,7 +14,8 @@ class FakeAgent:
     """Implements `agent.api.Agent`.
 
     `fail` maps the name of a method to the error it raises; `hold` to an event it waits for first. `calls` lists
-    the methods in order, `ports` and `specs` what processes were made with.
+    the methods in order, `ports` and `specs` what processes were made with. `ooms` is where a test puts the ids of
+    containers that were out of memory.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,11 @@ class FakeAgent:
         self.ports: dict[ProcessIds, StdioPorts] = {}
         self.sizes: dict[ProcessIds, tuple[int, int]] = {}
         self.signals: list[tuple[ProcessIds, int, bool]] = []
+        self.paused: set[str] = set()
+        self.limits: dict[str, Mapping[str, Any]] = {}
+        self.stats = ContainerStats()
+        self.processes: list[str] = [""]
+        self.ooms: asyncio.Queue[str] = asyncio.Queue()
         self._exits: dict[ProcessIds, asyncio.Future[int]] = {}
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -106,6 +112,38 @@ class FakeAgent:
         if self._lost.done():
             self._lost.result()
         return self._exits[ids].result()
+
+    async def pause_container(self, container_id: str) -> None:
+        await self._do("pause_container")
+        self.paused.add(container_id)
+
+    async def resume_container(self, container_id: str) -> None:
+        await self._do("resume_container")
+        self.paused.discard(container_id)
+
+    async def update_container(self, container_id: str, resources: Mapping[str, Any]) -> None:
+        await self._do("update_container")
+        self.limits[container_id] = resources
+
+    async def stats_container(self, container_id: str) -> ContainerStats:
+        await self._do("stats_container")
+        return self.stats
+
+    async def list_processes(self, container_id: str) -> Sequence[str]:
+        await self._do("list_processes")
+        return self.processes
+
+    async def oom_event(self) -> str:
+        event = asyncio.ensure_future(self.ooms.get())
+        try:
+            await asyncio.wait([event, self._lost], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            event.cancel()
+        if "oom_event" in self.fail:
+            raise self.fail["oom_event"]
+        if self._lost.done():
+            self._lost.result()
+        return event.result()
 
     async def resize_tty(self, ids: ProcessIds, rows: int, columns: int) -> None:
         await self._do("resize_tty")

@@ -54,7 +54,7 @@ def main(argv):
     os.makedirs(STATE, exist_ok=True)
     with open(f"{STATE}/calls", "a") as file:
         file.write(" ".join(argv) + "\n")
-    command = next(word for word in argv if word in ("create", "start", "exec", "delete"))
+    command = next(word for word in argv if word in ("create", "start", "exec", "update", "delete"))
     state = f"{STATE}/{argv[-1]}"
     match command:
         case "create":
@@ -73,11 +73,18 @@ def main(argv):
                 fail(argv, "container does not exist")
             with open(option("--process", argv)) as file:
                 launch(argv, json.load(file), None)
+        case "update":
+            with open(option("--resources", argv)) as file:
+                resources = json.load(file)
+            if resources.get("cpu", {}).get("shares") == 1:
+                fail(argv, "write to `cpu.weight`: Numerical result out of range")
+            with open(f"{state}.limits", "w") as file:
+                json.dump(resources, file)
         case "delete":
             if os.path.exists(f"{state}.pid"):
                 with open(f"{state}.pid") as file, contextlib.suppress(ProcessLookupError):
                     os.kill(int(file.read()), signal.SIGKILL)
-            for suffix in ("pid", "gate"):
+            for suffix in ("pid", "gate", "limits"):
                 if os.path.exists(f"{state}.{suffix}"):
                     os.unlink(f"{state}.{suffix}")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,50 @@ def test_killing_writes_to_the_cgroup_and_to_no_other(cgroups: Path) -> None:
 
 def test_killing_in_a_cgroup_that_is_gone_is_no_error() -> None:
     cgroup.kill("/gone")
+
+
+def test_a_cgroup_is_frozen_when_the_kernel_says_so(cgroups: Path) -> None:
+    async def test() -> None:
+        (cgroups / "c1").mkdir()
+        (cgroups / "c1/cgroup.events").write_text("populated 1\nfrozen 0\n")
+        freezing = asyncio.create_task(cgroup.freeze("/c1"))
+        await eventually((cgroups / "c1/cgroup.freeze").exists)
+        assert (cgroups / "c1/cgroup.freeze").read_text() == "1"
+        assert not freezing.done()
+        (cgroups / "c1/cgroup.events").write_text("populated 1\nfrozen 1\n")
+        await freezing
+        cgroup.thaw("/c1")
+        assert (cgroups / "c1/cgroup.freeze").read_text() == "0"
+
+    go(test)
+
+
+def test_what_cannot_be_frozen_goes_on(cgroups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "_FREEZE_S", 0.01)
+
+    async def test() -> None:
+        (cgroups / "c1").mkdir()
+        (cgroups / "c1/cgroup.events").write_text("frozen 0\n")
+        with pytest.raises(errors.DeadlineExceeded, match="stand still"):
+            await cgroup.freeze("/c1")
+        assert (cgroups / "c1/cgroup.freeze").read_text() == "0"
+        monkeypatch.setattr(cgroup, "_FREEZE_S", 10)
+        freezing = asyncio.create_task(cgroup.freeze("/c1"))
+        await eventually(lambda: (cgroups / "c1/cgroup.freeze").read_text() == "1")
+        freezing.cancel()  # its caller has gone
+        with pytest.raises(asyncio.CancelledError):
+            await freezing
+        assert (cgroups / "c1/cgroup.freeze").read_text() == "0"
+
+    go(test)
+
+
+def test_processes_are_those_of_all_cgroups_below(cgroups: Path) -> None:
+    (cgroups / "c1/inner").mkdir(parents=True)
+    (cgroups / "c1/cgroup.procs").write_text("7\n9\n")
+    (cgroups / "c1/inner/cgroup.procs").write_text("8\n")
+    assert sorted(cgroup.processes("/c1")) == [7, 8, 9]
+    assert cgroup.processes("/gone") == []
 
 
 def test_oom_kills_are_reported_once_each_time_they_rise(cgroups: Path) -> None:

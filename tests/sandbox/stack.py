@@ -36,6 +36,7 @@ LIMITS = Limits(
     abandon_s=0.05,
     exec_exit_s=0.1,
     post_mortem_s=0.2,
+    oom_grace_s=0.1,
 )
 
 

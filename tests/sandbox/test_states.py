@@ -17,7 +17,10 @@ ALLOWED = {
     (S.CREATED, E.DELETE): S.DELETED,
     (S.STARTING, E.STARTED): S.RUNNING,
     (S.STARTING, E.FAIL): S.FAILED,
+    (S.RUNNING, E.PAUSE): S.PAUSED,
     (S.RUNNING, E.EXIT): S.STOPPED,
+    (S.PAUSED, E.RESUME): S.RUNNING,
+    (S.PAUSED, E.EXIT): S.STOPPED,
     (S.STOPPED, E.DELETE): S.DELETED,
     (S.FAILED, E.DELETE): S.DELETED,
 }
@@ -34,7 +37,7 @@ def test_every_event_in_every_state_leads_somewhere_or_is_refused(state: State, 
 
 
 def _refusal(state: State, event: Event) -> type[ShimError]:
-    if event not in (E.START, E.DELETE):
+    if event not in (E.START, E.PAUSE, E.RESUME, E.DELETE):
         return Internal
     return {S.DELETED: NotFound, S.CREATING: FailedPrecondition}.get(state, Unknown)
 
@@ -44,6 +47,9 @@ def _refusal(state: State, event: Event) -> type[ShimError]:
     [
         (S.RUNNING, E.DELETE, "cannot delete a running process"),
         (S.RUNNING, E.START, "cannot start a running process"),
+        (S.PAUSED, E.DELETE, "cannot delete a paused process"),
+        (S.PAUSED, E.PAUSE, "cannot pause a paused container"),
+        (S.STOPPED, E.RESUME, "cannot resume a stopped container"),
         (S.DELETED, E.DELETE, "cannot delete a deleted process: not found"),
         (S.CREATING, E.START, "container must be created: failed precondition"),
     ],

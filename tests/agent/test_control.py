@@ -1,0 +1,149 @@
+"""The calls about a container as a whole, against an agent that answers as it likes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from betterproto.lib.google.protobuf import Empty
+
+from shim.agent.kata import KataAgent
+from shim.errors import DeadlineExceeded, InvalidArgument, Unimplemented
+from shim.pb import grpc
+from shim.pb.kata_py import guest as pb_guest
+from shim.ttrpc import memory
+from shim.ttrpc.server import Server
+
+
+class Agent(grpc.AgentServiceBase):
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.ooms: asyncio.Queue[str] = asyncio.Queue()
+
+    async def pause_container(self, pause_container_request: grpc.PauseContainerRequest) -> Empty:
+        self.asked.append(("pause", pause_container_request.container_id))
+        return Empty()
+
+    async def resume_container(self, resume_container_request: grpc.ResumeContainerRequest) -> Empty:
+        self.asked.append(("resume", resume_container_request.container_id))
+        return Empty()
+
+    async def update_container(self, update_container_request: grpc.UpdateContainerRequest) -> Empty:
+        self.asked.append(update_container_request)
+        return Empty()
+
+    async def stats_container(self, stats_container_request: grpc.StatsContainerRequest) -> Any:
+        if stats_container_request.container_id == "slow":
+            await asyncio.Event().wait()
+        pids = grpc.PidsStats(current=3)
+        return grpc.StatsContainerResponse(cgroup_stats=grpc.CgroupStats(pids_stats=pids))
+
+    async def get_oom_event(self, get_oom_event_request: grpc.GetOomEventRequest) -> grpc.OomEvent:
+        return grpc.OomEvent(await self.ooms.get())
+
+
+class Guest(pb_guest.GuestBase):
+    async def list_processes(self, list_processes_request: pb_guest.ListProcessesRequest) -> Any:
+        return pb_guest.ListProcessesResponse([pb_guest.Process(7), pb_guest.Process(8, "e1")] * 30_000)
+
+
+def with_agent(*services: Any) -> Any:
+    def decorate(test: Any) -> Any:
+        def run() -> None:
+            async def main() -> None:
+                server = Server(list(services))
+                agent = KataAgent(memory.connect(server), 5.0)
+                async with asyncio.timeout(10):
+                    await test(agent)
+                await agent.aclose()
+                await server.aclose()
+
+            asyncio.run(main())
+
+        return run
+
+    return decorate
+
+
+def test_a_container_is_named_in_each_call() -> None:
+    agent = Agent()
+
+    @with_agent(agent)
+    async def run(client: KataAgent) -> None:
+        await client.pause_container("c1")
+        await client.resume_container("c1")
+        assert agent.asked == [("pause", "c1"), ("resume", "c1")]
+        assert (await client.stats_container("c1")).pids == 3
+        waiting = asyncio.create_task(client.oom_event())
+        agent.ooms.put_nowait("c1")
+        assert await waiting == "c1"
+
+    run()
+
+
+def test_limits_are_the_message_s_and_a_bad_one_is_named() -> None:
+    agent = Agent()
+
+    @with_agent(agent)
+    async def run(client: KataAgent) -> None:
+        limits = {
+            "memory": {"limit": -1, "reservation": 5},
+            "cpu": {"quota": 50000, "period": 100000, "shares": 2},
+            "pids": {"limit": 32},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 1}],
+            "unified": {"memory.high": "1"},
+        }
+        await client.update_container("c1", limits)
+        sent = agent.asked[0]
+        assert sent.container_id == "c1"
+        assert (sent.resources.memory.limit, sent.resources.memory.reservation) == (-1, 5)
+        assert (sent.resources.cpu.quota, sent.resources.cpu.period, sent.resources.cpu.shares) == (
+            50000,
+            100000,
+            2,
+        )
+        assert sent.resources.pids.limit == 32
+        assert sent.resources.hugepage_limits[0].pagesize == "2MB"
+        for resources, words in [
+            ({"memory": {"limit": "64M"}}, r"resources\.memory\.limit: not a whole number"),
+            ({"cpu": {"shares": -1}}, r"resources\.cpu\.shares: -1 is not between"),
+            ({"pids": []}, r"resources\.pids: not an object"),
+        ]:
+            with pytest.raises(InvalidArgument, match=words):
+                await client.update_container("c1", resources)
+        assert len(agent.asked) == 1
+
+    run()
+
+
+def test_numbers_that_do_not_come_are_not_waited_for_longer_than_containerd_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shim.agent.kata._MAX_LOOK_S", 0.02)
+
+    @with_agent(Agent())
+    async def run(client: KataAgent) -> None:
+        with pytest.raises(DeadlineExceeded):
+            await client.stats_container("slow")
+
+    run()
+
+
+def test_processes_are_cut_to_what_a_guest_can_have() -> None:
+    @with_agent(Agent(), Guest())
+    async def run(client: KataAgent) -> None:
+        found = await client.list_processes("c1")
+        assert found[:2] == ["", "e1"]
+        assert len(found) == 32768
+
+    run()
+
+
+def test_the_genuine_agent_lists_no_processes() -> None:
+    @with_agent(Agent())
+    async def run(client: KataAgent) -> None:
+        with pytest.raises(Unimplemented):
+            await client.list_processes("c1")
+
+    run()
