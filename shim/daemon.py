@@ -30,7 +30,7 @@ from shim.bootstrap.start import LISTEN_FD
 from shim.config.annotations import Host, annotated
 from shim.config.load import BODY_VARIABLE, VARIABLE, load
 from shim.config.model import Config
-from shim.errors import Internal, InvalidArgument, ShimError
+from shim.errors import Internal, ShimError
 from shim.hypervisor.qemu.driver import QemuHypervisor
 from shim.log import Log
 from shim.logfile import CONSOLE_LOG, SHIM_LOG, LogFile
@@ -223,8 +223,6 @@ class Daemon:
             raise self._config
         config = annotated(self._config, oci.section(spec, "annotations"), _host())
         self._effective = config
-        if not config.use_passfd_io:
-            raise InvalidArgument("use_passfd_io = false: stdio by the agent's RPCs is not supported")
         run_dir = Path(self._record.run_dir)
         hypervisor = QemuHypervisor(self._log, config.hypervisor, self._console)
         parts = Parts(
@@ -240,7 +238,7 @@ class Daemon:
             parts,
             wanted if boots or config.template == "off" else templates.choose(hypervisor, wanted),
             self._record,
-            port=config.passfd_listener_port,
+            port=config.stream_port,
             limits=_limits(config),
             log=self._log,
             reject_snapshot=lambda error: templates.reject(hypervisor, wanted, error),

@@ -18,7 +18,7 @@ SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
 # What kata's runtimes tell its agent.
 KATA_CONTAINER_TYPE = "io.katacontainers.pkg.oci.container_type"
 KATA_BUNDLE_PATH = "io.katacontainers.pkg.oci.bundle_path"
-# Ours to our agent: port 0 in a request means no stream, never stdio by RPC.
+# Ours to our agent: port 0 in a request means no stream, never stdio by RPC. Set where there are ports.
 PASSFD = "io.kata-py.passfd"
 
 

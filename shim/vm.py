@@ -10,7 +10,8 @@ from shim.hypervisor.api import VmSpec
 
 def spec(config: Config, name: str, run_dir: Path) -> VmSpec:
     """`name` and `run_dir` are the sandbox's, of which the machine knows nothing."""
-    params = [f"agent.passfd_listener_port={config.passfd_listener_port}"]
+    # Kata's name for it. Without it no agent listens for streams.
+    params = [f"agent.passfd_listener_port={config.stream_port}"] if config.stream_port else []
     if config.debug_console:
         params += ["agent.debug_console", f"agent.debug_console_vport={config.debug_console_vport}"]
     return VmSpec(

@@ -63,6 +63,7 @@ PURE = [
     "shim.rootfs.api",
     "shim.sandbox.states",
     "shim.sandbox.transforms",
+    "shim.stdio.api",
     "shim.stdio.uri",
     "shim.template.key",
     "shim.ttrpc.connection",

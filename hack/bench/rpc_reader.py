@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from shim.agent.api import ProcessIds, StdioPorts
+from shim.agent.api import ProcessIds
 from shim.agent.kata import KataAgent
 from shim.ttrpc.channel import Channel
 from shim.vsock.client import DeviceClient
@@ -28,10 +28,7 @@ class RpcReader:
         ids = ProcessIds(f"bench-rpc-{self._number}")
         agent = KataAgent(await Channel.connect(await self._device.connect(AGENT_PORT, 10)))
         command = ["dd", "if=/dev/zero", "bs=64k", f"count={mib * 16}"]
-        # Port 0 for each stream and no annotation of our shim's: the agent keeps the output for ReadStdout.
-        await agent.create_container(
-            ids.container_id, self._spec(command), (), StdioPorts(), sandbox_pidns=False
-        )
+        await agent.create_container(ids.container_id, self._spec(command), (), None, sandbox_pidns=False)
         await agent.start_container(ids.container_id)
         total, started = 0, 0.0
         while data := await agent.read_stdout(ids, BUFFER):

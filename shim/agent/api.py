@@ -14,7 +14,10 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class StdioPorts:
-    """Host ports of the streams handed to the device for one process; 0 = no such stream."""
+    """Host ports of the streams handed to the device for one process; 0 = no such stream.
+
+    None instead of them: the streams are read and written by RPC.
+    """
 
     stdin: int = 0
     stdout: int = 0
@@ -114,6 +117,11 @@ class Agent(Protocol):
     """One connection to the agent. Every call raises `errors.ShimError`; a lost connection is Unavailable.
     All calls but `wait_process`, `oom_event`, `write_stdin` and the two reads have a deadline."""
 
+    @property
+    def forgets_ended(self) -> bool:
+        """Whether a process cannot be read any more once `wait_process` has answered (the genuine agent). Known
+        after `check`."""
+
     async def check(self) -> str:
         """Health check; returns the agent's version."""
 
@@ -138,7 +146,7 @@ class Agent(Protocol):
         container_id: str,
         spec: Mapping[str, Any],
         storages: Sequence[Storage],
-        ports: StdioPorts,
+        ports: StdioPorts | None,
         *,
         sandbox_pidns: bool,
     ) -> None: ...
@@ -147,7 +155,9 @@ class Agent(Protocol):
 
     async def remove_container(self, container_id: str) -> None: ...
 
-    async def exec_process(self, ids: ProcessIds, process: Mapping[str, Any], ports: StdioPorts) -> None: ...
+    async def exec_process(
+        self, ids: ProcessIds, process: Mapping[str, Any], ports: StdioPorts | None
+    ) -> None: ...
 
     async def signal_process(self, ids: ProcessIds, signal: int, *, everyone: bool) -> None:
         """Send a signal to one process, or to all of the container (`everyone`)."""
@@ -176,9 +186,9 @@ class Agent(Protocol):
 
     async def close_stdin(self, ids: ProcessIds) -> None: ...
 
-    async def end_unused_stdin(self, ids: ProcessIds) -> None:
-        """This process was made without a stdin and without a terminal: it must find the end of its input. Our agent
-        has seen to that, the genuine one has made a pipe that nobody would ever close."""
+    async def end_unused_stdin(self, ids: ProcessIds, ports: StdioPorts | None) -> None:
+        """This process was made with `ports`, no stdin and no terminal: it must find the end of its input. Our agent
+        has seen to that if streams are passed; otherwise there is a pipe that nobody would ever close."""
 
     async def write_stdin(self, ids: ProcessIds, data: bytes) -> int: ...
 

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from shim import oci
 from shim.agent.api import Agent, ContainerStats, ProcessIds, StdioPorts, Storage
 from shim.agent.spec import process_message, resources_message, spec_message
 from shim.agent.stats import container_stats
@@ -51,6 +52,10 @@ class KataAgent(Agent):
         self._ours = version.endswith(_OUR_VERSION)
         return version[:_MAX_VERSION]
 
+    @property
+    def forgets_ended(self) -> bool:
+        return not self._ours
+
     async def set_guest_date_time(self, now_ns: int) -> None:
         seconds, nanos = divmod(now_ns, 1_000_000_000)
         request = grpc.SetGuestDateTimeRequest(sec=seconds, usec=nanos // 1000)
@@ -87,18 +92,18 @@ class KataAgent(Agent):
         container_id: str,
         spec: Mapping[str, Any],
         storages: Sequence[Storage],
-        ports: StdioPorts,
+        ports: StdioPorts | None,
         *,
         sandbox_pidns: bool,
     ) -> None:
+        if ports is not None:
+            spec = {**spec, "annotations": {**oci.section(spec, "annotations"), oci.PASSFD: "true"}}
         request = grpc.CreateContainerRequest(
             container_id=container_id,
             storages=[_storage(storage) for storage in storages],
             oci=spec_message(spec),
             sandbox_pidns=sandbox_pidns,
-            stdin_port=ports.stdin,
-            stdout_port=ports.stdout,
-            stderr_port=ports.stderr,
+            **_ports(ports),
         )
         await _bounded(self._agent.create_container(request, timeout=self._call_s))
 
@@ -110,14 +115,14 @@ class KataAgent(Agent):
         request = grpc.RemoveContainerRequest(container_id=container_id)
         await _bounded(self._agent.remove_container(request, timeout=min(self._call_s, _MAX_REMOVE_S)))
 
-    async def exec_process(self, ids: ProcessIds, process: Mapping[str, Any], ports: StdioPorts) -> None:
+    async def exec_process(
+        self, ids: ProcessIds, process: Mapping[str, Any], ports: StdioPorts | None
+    ) -> None:
         request = grpc.ExecProcessRequest(
             container_id=ids.container_id,
             exec_id=ids.exec_id,
             process=process_message(process),
-            stdin_port=ports.stdin,
-            stdout_port=ports.stdout,
-            stderr_port=ports.stderr,
+            **_ports(ports),
         )
         await _bounded(self._agent.exec_process(request, timeout=self._call_s))
 
@@ -171,8 +176,8 @@ class KataAgent(Agent):
         request = grpc.CloseStdinRequest(container_id=ids.container_id, exec_id=ids.exec_id)
         await _bounded(self._agent.close_stdin(request, timeout=self._call_s))
 
-    async def end_unused_stdin(self, ids: ProcessIds) -> None:
-        if not self._ours:
+    async def end_unused_stdin(self, ids: ProcessIds, ports: StdioPorts | None) -> None:
+        if ports is None or not self._ours:
             with contextlib.suppress(NotFound):  # it has ended meanwhile
                 await self.close_stdin(ids)
 
@@ -192,6 +197,8 @@ class KataAgent(Agent):
     async def _read(self, call: Callable[..., Any], ids: ProcessIds, size: int) -> bytes:
         request = grpc.ReadStreamRequest(container_id=ids.container_id, exec_id=ids.exec_id, len=size)
         data: bytes = (await _bounded(call(request, timeout=None))).data
+        if len(data) > size:
+            raise Internal(f"the agent sends {len(data)} bytes where {size} were asked for")
         return data
 
     async def aclose(self) -> None:
@@ -206,6 +213,11 @@ async def _bounded(answer: Awaitable[T]) -> T:
         if len(str(error)) <= _MAX_ERROR:
             raise
         raise from_status(error.code, str(error)[:_MAX_ERROR] + " [cut]") from None
+
+
+def _ports(ports: StdioPorts | None) -> dict[str, Any]:
+    ports = ports or StdioPorts()
+    return {"stdin_port": ports.stdin, "stdout_port": ports.stdout, "stderr_port": ports.stderr}
 
 
 def _storage(storage: Storage) -> grpc.Storage:

@@ -68,6 +68,11 @@ class Config:
     # Where each setting that was set comes from: a file, an annotation. Not a setting.
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def stream_port(self) -> int:
+        """The guest's vsock port for streams; 0 when none are to be passed."""
+        return self.passfd_listener_port if self.use_passfd_io else 0
+
     def updated(self, values: Mapping[str, object], source: str) -> Config:
         """A copy with `values`, as a TOML file has them, in place. `source` names them in the InvalidArgument
         for a key there is not or a value that is not allowed."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _KILL_S = 10.0
 # Ended execs whose exit code can still be asked for; the oldest are forgotten beyond that.
 _REMEMBERED_EXECS = 32
+# The same for those whose output is not read to its end; there are runtimes that never read what nobody wants.
+_UNREAD_EXECS = 256
 
 
 class Container:
@@ -107,9 +109,11 @@ class Container:
             return started
 
     def _forget_old_execs(self) -> None:
-        old = [key for key, process in self._execs.items() if process.finished and process.stdio.ended]
-        for key in old[: max(0, len(old) - _REMEMBERED_EXECS + 1)]:
-            self._execs.pop(key).stdio.close()
+        for ended, remembered in ((True, _REMEMBERED_EXECS), (False, _UNREAD_EXECS)):
+            execs = self._execs.items()
+            old = [key for key, process in execs if process.finished and process.stdio.ended is ended]
+            for key in old[: max(0, len(old) - remembered + 1)]:
+                self._execs.pop(key).stdio.close()
 
     @property
     def init(self) -> Process:

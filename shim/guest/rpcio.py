@@ -59,6 +59,7 @@ class RpcOutput:
         self._lock = asyncio.Lock()
         self._exited = asyncio.Event()
         self._closed = False
+        self.ended = False  # somebody was told the end
 
     async def read(self, size: int) -> bytes:
         """Up to `size` bytes; b"" is the end: all writers have closed, or the process has ended and its
@@ -81,6 +82,7 @@ class RpcOutput:
             finally:
                 if self._closed:
                     self._release()
+        self.ended = True
         return b""
 
     async def _readable_or_exited(self) -> None:

@@ -172,8 +172,8 @@ class Stdio:
 
     @property
     def ended(self) -> bool:
-        """No passed output is still open."""
-        return all(output.ended for output in self._outputs if isinstance(output, PassedOutput))
+        """No output is still open or unread."""
+        return all(output.ended for output in self._outputs if output is not None)
 
     def close(self) -> None:
         """Close everything now. Idempotent."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shim.agent.api import ProcessIds
+from shim.agent.api import ProcessIds, StdioPorts
 from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ShimError, Unknown
 from shim.log import Log
 from shim.rootfs.api import Mount
@@ -104,7 +104,7 @@ class Container:
             await guest.agent.create_container(
                 self.id, guest_spec, (), ports, sandbox_pidns=transforms.shares_pidns(spec)
             )
-            await self._end_unused_stdin(guest, self.init)
+            await self._end_unused_stdin(guest, self.init, ports)
             self._guest = guest
             self.init.advance(Event.CREATED)
             self._emit(
@@ -125,6 +125,7 @@ class Container:
                 await self._end_stdin(self.init, self.init.settle_stdin())
                 await self._resize_now(guest, self.init)
                 await guest.agent.start_container(self.id)
+                self.init.begin_stdio()
             except BaseException:
                 self.init.fail()
                 raise
@@ -182,7 +183,8 @@ class Container:
         try:
             ports = await process.attach(guest, self._limits, watch_stdin=False)
             await guest.agent.exec_process(process.ids, process.spec, ports)
-            await self._end_unused_stdin(guest, process)
+            process.begin_stdio()
+            await self._end_unused_stdin(guest, process, ports)
             await self._end_stdin(process, process.settle_stdin())
         except BaseException:
             process.fail()
@@ -281,9 +283,9 @@ class Container:
         if not await ended and process.exit is None and (guest := self._guest) is not None:
             await self._quietly("close stdin", lambda: guest.agent.close_stdin(process.ids))
 
-    async def _end_unused_stdin(self, guest: Guest, process: Process) -> None:
+    async def _end_unused_stdin(self, guest: Guest, process: Process, ports: StdioPorts | None) -> None:
         if not process.stdio.stdin and not process.stdio.terminal:
-            await self._quietly("end stdin", lambda: guest.agent.end_unused_stdin(process.ids))
+            await self._quietly("end stdin", lambda: guest.agent.end_unused_stdin(process.ids, ports))
 
     async def _resize_now(self, guest: Guest, process: Process) -> None:
         if process.size is not None and process.stdio.terminal:

@@ -116,6 +116,7 @@ class Endings:
             self.tell(self._init, KILLED)
 
     async def _exit_code(self, process: Process, guest: Guest) -> int:
+        await process.exit_may_be_asked()
         try:
             return await guest.agent.wait_process(process.ids)
         except ShimError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shim.agent.api import Agent
 from shim.rootfs.api import RootfsShare
-from shim.vsock.api import VsockDevice
+from shim.stdio.wiring import Wiring
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A booted guest. `pid` is the VMM's, which stands for every process in the guest; `port` takes
-    streams."""
+    """A booted guest. `pid` is the VMM's, which stands for every process in the guest."""
 
     agent: Agent
-    device: VsockDevice
+    stdio: Wiring
     share: RootfsShare
     pid: int
-    port: int

@@ -36,6 +36,7 @@ from shim.rootfs.api import RootfsShare
 from shim.sandbox.background import Background
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.transforms import SANDBOX_SHM
+from shim.stdio.wiring import Wiring
 from shim.vsock.api import VsockDevice
 
 # Where the agent mounts the share (Kata: runtime-rs, share_virtio_fs.rs); the share's guest paths are below it.
@@ -104,7 +105,8 @@ class SandboxSettings:
 
 
 class Machine:
-    """One VM, started once. `died` is set as soon as a part of it has ended by itself, or boot has failed."""
+    """One VM, started once. The guest takes streams at `port` (0: stdio goes by RPCs). `died` is set as soon as a part
+    of it has ended by itself, or boot has failed."""
 
     def __init__(
         self,
@@ -210,7 +212,8 @@ class Machine:
                 )
             )
         self._log.debug("agent answers", version=version.result())
-        return Guest(agent, parts.device.client, parts.share, parts.hypervisor.pid, self._port)
+        stdio = Wiring(parts.device.client, agent, self._port, self._log)
+        return Guest(agent, stdio, parts.share, parts.hypervisor.pid)
 
     def _on_resumed(self) -> None:
         self._resumed = True

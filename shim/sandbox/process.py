@@ -13,7 +13,7 @@ from shim.sandbox.events import ExitStatus
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.states import Event, State
 from shim.stdio import uri
-from shim.stdio.attach import Streams, attach
+from shim.stdio.streams import Streams
 from shim.stdio.uri import Stdio
 from shim.vsock.api import StreamStat
 
@@ -75,7 +75,7 @@ class Process:
         self.exit = ExitStatus(code, time.time_ns())
         self._ended.set()
         if self._streams is not None:
-            self._streams.forget_client()
+            self._streams.end()
         return self.exit
 
     async def wait(self) -> ExitStatus:
@@ -84,12 +84,26 @@ class Process:
         assert self.exit is not None
         return self.exit
 
-    async def attach(self, guest: Guest, limits: Limits, *, watch_stdin: bool) -> StdioPorts:
-        """Hand its stdio to the device."""
-        self._streams = await attach(
-            guest.device, guest.port, self._endpoints, limits.stream_s, watch_stdin=watch_stdin
+    async def attach(self, guest: Guest, limits: Limits, *, watch_stdin: bool) -> StdioPorts | None:
+        """Open its stdio; what the agent is told of it."""
+        self._streams = await guest.stdio.attach(
+            self.ids,
+            self._endpoints,
+            limits.stream_s,
+            terminal=self.stdio.terminal,
+            watch_stdin=watch_stdin,
         )
         return self._streams.ports
+
+    def begin_stdio(self) -> None:
+        """It runs."""
+        if self._streams is not None:
+            self._streams.begin()
+
+    async def exit_may_be_asked(self) -> None:
+        """See `Streams.exit_may_be_asked`."""
+        if self._streams is not None:
+            await self._streams.exit_may_be_asked()
 
     async def settle_stdin(self) -> bool:
         """The process starts: an end of input from before that takes effect. False as `close_stdin`."""

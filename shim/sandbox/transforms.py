@@ -111,7 +111,7 @@ def clear_security_labels(guest: dict[str, Any]) -> None:
 
 
 def annotate(guest: dict[str, Any], bundle: str, kind: str) -> None:
-    ours = {oci.PASSFD: "true", oci.KATA_CONTAINER_TYPE: kind, oci.KATA_BUNDLE_PATH: bundle}
+    ours = {oci.KATA_CONTAINER_TYPE: kind, oci.KATA_BUNDLE_PATH: bundle}
     guest["annotations"] = {**oci.section(guest, "annotations"), **ours}
 
 

@@ -13,6 +13,7 @@ own open(): the device sets O_NONBLOCK and offsets belong to the open file descr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -47,9 +48,27 @@ def open_output(path: str) -> tuple[int | None, int]:
         raise
 
 
+def open_file(path: str) -> int:
+    """A log file to append to, made with the directories above it if it is not there. Raises as `open_input`."""
+    try:
+        _make_directory(os.path.dirname(path))
+    except OSError as error:
+        raise _translated(error, path) from error
+    return _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+
+def _make_directory(path: str) -> None:
+    """With those above it, all with the same mode (`os.makedirs` gives its mode to the last one only)."""
+    if os.path.isdir(path):
+        return
+    _make_directory(os.path.dirname(path))
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o755)
+
+
 def _open(path: str, flags: int) -> int:
     try:
-        fd = os.open(path, flags | _FLAGS)
+        fd = os.open(path, flags | _FLAGS, 0o644)
     except OSError as error:
         raise _translated(error, path) from error
     if stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -62,6 +81,6 @@ def _translated(error: OSError, path: str) -> ShimError:
     text = f"stdio {path}: {error.strerror}"
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return NotFound(text)
-    if error.errno in (errno.EISDIR, errno.ENXIO, errno.ENAMETOOLONG, errno.ELOOP):
+    if error.errno in (errno.EISDIR, errno.EEXIST, errno.ENXIO, errno.ENAMETOOLONG, errno.ELOOP):
         return InvalidArgument(text)  # ENXIO: a Unix socket's file
     return Internal(text)

@@ -2,16 +2,19 @@
 
 ""                       no stream
 /path  or  fifo:///path  a FIFO (or a file: then it is opened as it is)
-file://, binary://       loggers, not served yet
+file:///path             outputs: a log file, appended to
+
+A URI's path may be percent-encoded, a bare path is taken as it is (net/url of containerd's Go).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
 
 from shim.errors import InvalidArgument
 
-_LOGGERS = {"file", "binary", "binary-v2", "ttrpc+unix"}
+_SCHEMES = "fifo, file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,38 +28,54 @@ class Stdio:
 
 
 @dataclass(frozen=True, slots=True)
+class File:
+    """A log file."""
+
+    path: str
+
+
+# An output's FIFO, or other file that is there, by its path; or what a URI describes.
+Output = str | File
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoints:
-    """The paths to open; None = no such stream."""
+    """What to open; None = no such stream."""
 
     stdin: str | None
-    stdout: str | None
-    stderr: str | None
+    stdout: Output | None
+    stderr: Output | None
 
 
 def parse(stdio: Stdio) -> Endpoints:
-    """The paths to open. A terminal has no stderr, even if a path is given.
+    """A terminal has no stderr, even if one is given.
 
-    InvalidArgument for anything else than a FIFO's path, naming the URI. (Not Unimplemented: containerd takes
-    that answer to Create for an old shim and tries the older service.)"""
-    return Endpoints(
-        stdin=_path(stdio.stdin),
-        stdout=_path(stdio.stdout),
-        stderr=None if stdio.terminal else _path(stdio.stderr),
-    )
+    InvalidArgument for what cannot be served, naming the URI. (Not Unimplemented: containerd takes that answer to
+    Create for an old shim and tries the older service.)"""
+    stdin = _output(stdio.stdin)
+    if not isinstance(stdin, str | None):
+        raise InvalidArgument(f"stdio {stdio.stdin!r}: stdin is read from a FIFO")
+    return Endpoints(stdin, _output(stdio.stdout), None if stdio.terminal else _output(stdio.stderr))
 
 
-def _path(uri: str) -> str | None:
+def _output(uri: str) -> Output | None:
     if not uri:
         return None
-    scheme, colon, rest = uri.partition("://")
-    if not colon:
-        path = uri
-    elif scheme == "fifo":
-        path = rest
-    elif scheme in _LOGGERS:
-        raise InvalidArgument(f"stdio {uri!r}: {scheme}:// is not supported")
-    else:
-        raise InvalidArgument(f"stdio {uri!r}: unknown scheme {scheme!r}")
+    if "://" not in uri:
+        return _absolute(uri, uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise InvalidArgument(f"stdio {uri!r}: {error}") from error
+    path = unquote(parts.path) if not parts.netloc else ""  # file://log is no path
+    if parts.scheme == "fifo":
+        return _absolute(uri, path)
+    if parts.scheme == "file":
+        return File(_absolute(uri, path))
+    raise InvalidArgument(f"stdio {uri!r}: unknown scheme {parts.scheme!r}: there are {_SCHEMES}")
+
+
+def _absolute(uri: str, path: str) -> str:
     if not path.startswith("/") or "\0" in path:
         raise InvalidArgument(f"stdio {uri!r}: want an absolute path")
     return path

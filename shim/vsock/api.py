@@ -27,6 +27,12 @@ import socket
 from dataclasses import dataclass
 from typing import Protocol
 
+from shim.errors import Unavailable
+
+
+class StreamRefused(Unavailable):
+    """Nobody in the guest takes streams, or the device does not know how to pass them."""
+
 
 @dataclass(frozen=True, slots=True)
 class StreamStat:
@@ -72,4 +78,5 @@ class VsockDevice(Protocol):
 
     async def pass_fd(self, fd: int, port: int, timeout_s: float) -> Stream:
         """Make `fd` the host end of a new connection to a guest port. `fd` stays the caller's, who may
-        close it as soon as this returns; the device sets O_NONBLOCK on its open file description."""
+        close it as soon as this returns; the device sets O_NONBLOCK on its open file description. StreamRefused
+        when it is not taken, DeadlineExceeded when nothing is said for `timeout_s`."""

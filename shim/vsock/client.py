@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 from shim.errors import DeadlineExceeded, Unavailable
-from shim.vsock.api import Stream, StreamStat
+from shim.vsock.api import Stream, StreamRefused, StreamStat
 
 # The longest line the device sends is DRAINED with three 20 digit numbers.
 _MAX_LINE = 128
@@ -76,7 +76,7 @@ class DeviceClient:
             raise DeadlineExceeded(f"the guest does not take a stream on vsock port {port}") from error
         except (Refused, OSError) as error:
             _close(sock)
-            raise Unavailable(f"the guest refuses a stream on vsock port {port}: {error}") from error
+            raise StreamRefused(f"the guest refuses a stream on vsock port {port}: {error}") from error
         except BaseException:
             _close(sock)
             raise

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from betterproto.lib.google.protobuf import Empty
 
+from shim import oci
 from shim.agent.api import ProcessIds, StdioPorts, Storage
 from shim.agent.kata import KataAgent
 from shim.agent.spec import process_message, spec_message
@@ -157,6 +158,9 @@ class Guest(grpc.AgentServiceBase):
     async def write_stdin(self, write_stream_request: grpc.WriteStreamRequest) -> grpc.WriteStreamResponse:
         return grpc.WriteStreamResponse(len=1000)
 
+    async def read_stdout(self, read_stream_request: grpc.ReadStreamRequest) -> grpc.ReadStreamResponse:
+        return grpc.ReadStreamResponse(data=bytes(8))
+
     async def close_stdin(self, close_stdin_request: grpc.CloseStdinRequest) -> Empty:
         self.requests.append(close_stdin_request)
         if close_stdin_request.exec_id:
@@ -221,13 +225,14 @@ async def test_an_unused_stdin_is_ended_for_an_agent_that_does_not_by_itself(
 ) -> None:
     health.agent_version = AGENT_VERSION
     await agent.check()
-    await agent.end_unused_stdin(ProcessIds("c1"))
+    await agent.end_unused_stdin(ProcessIds("c1"), StdioPorts())
     assert not guest.requests
+    await agent.end_unused_stdin(ProcessIds("c0"), None)
     health.agent_version = "4.1.0"
     await agent.check()
-    await agent.end_unused_stdin(ProcessIds("c1"))
-    await agent.end_unused_stdin(ProcessIds("c1", "ended already"))
-    assert [request.exec_id for request in guest.requests] == ["", "ended already"]
+    await agent.end_unused_stdin(ProcessIds("c1"), StdioPorts())
+    await agent.end_unused_stdin(ProcessIds("c1", "ended already"), StdioPorts())
+    assert [request.exec_id for request in guest.requests] == ["", "", "ended already"]
 
 
 @with_agent
@@ -247,10 +252,22 @@ async def test_requests_carry_what_the_agent_needs(
     assert (create.container_id, create.exec_id, create.sandbox_pidns) == ("c", "", True)
     assert (create.stdin_port, create.stdout_port, create.stderr_port) == (1, 2, 3)
     assert create.oci.process.args == ["sh", "-c", ""]
+    assert create.oci.annotations == {"k": "v", oci.PASSFD: "true"}
     assert (execute.exec_id, execute.process.args, execute.stdout_port) == ("e", ["ls"], 7)
     assert (signal.exec_id, signal.signal) == ("e", 15)
     assert (everyone.exec_id, everyone.signal) == ("", 9)
     assert (clock.sec, clock.usec) == (1_500_000_000, 999_999)
+
+
+@with_agent
+async def test_without_ports_nothing_says_that_streams_are_passed(
+    agent: KataAgent, guest: Guest, health: Health, channel: Channel
+) -> None:
+    await agent.create_container("c", SPEC, [], None, sandbox_pidns=True)
+    await agent.exec_process(ProcessIds("c", "e"), {"args": ["ls"]}, None)
+    create, execute = guest.requests
+    assert create.oci.annotations == {"k": "v"}
+    assert (create.stdin_port, create.stdout_port, create.stderr_port, execute.stdout_port) == (0, 0, 0, 0)
 
 
 @with_agent
@@ -273,6 +290,8 @@ async def test_numbers_from_the_guest_are_not_believed(
     assert await agent.wait_process(ProcessIds("c")) == 255
     with pytest.raises(Internal, match="1000 of 3 bytes"):
         await agent.write_stdin(ProcessIds("c"), b"abc")
+    with pytest.raises(Internal, match="8 bytes where 7"):
+        await agent.read_stdout(ProcessIds("c"), 7)
 
 
 @with_agent

@@ -25,7 +25,7 @@ class FakeAgent:
         self.storages: list[Storage] = []
         self.hostname = ""
         self.specs: dict[ProcessIds, Mapping[str, Any]] = {}
-        self.ports: dict[ProcessIds, StdioPorts] = {}
+        self.ports: dict[ProcessIds, StdioPorts | None] = {}
         self.sizes: dict[ProcessIds, tuple[int, int]] = {}
         self.signals: list[tuple[ProcessIds, int, bool]] = []
         self.paused: set[str] = set()
@@ -33,6 +33,12 @@ class FakeAgent:
         self.stats = ContainerStats()
         self.processes: list[str] = [""]
         self.ooms: asyncio.Queue[str] = asyncio.Queue()
+        self.forgets_ended = False
+        self.input: dict[ProcessIds, bytearray] = {}  # by write_stdin
+        self.closed: set[ProcessIds] = set()  # by close_stdin
+        self._output: dict[tuple[ProcessIds, str], bytearray] = {}
+        self._forgotten: set[ProcessIds] = set()  # whose exit was told
+        self._news = asyncio.Event()  # replaced by the next after every change
         self._exits: dict[ProcessIds, asyncio.Future[int]] = {}
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -41,12 +47,14 @@ class FakeAgent:
         exit_ = self._exits[ProcessIds(container_id, exec_id)]
         if not exit_.done():
             exit_.set_result(code)
+            self._tell()
 
     def lose(self) -> None:
         """The connection breaks: every call fails, those that wait at once."""
         if not self._lost.done():
             self._lost.set_exception(Unavailable("ttrpc: closed"))
             self._lost.exception()
+            self._tell()
 
     async def check(self) -> str:
         await self._do("check")
@@ -78,7 +86,7 @@ class FakeAgent:
         container_id: str,
         spec: Mapping[str, Any],
         storages: Sequence[Storage],
-        ports: StdioPorts,
+        ports: StdioPorts | None,
         *,
         sandbox_pidns: bool,
     ) -> None:
@@ -93,7 +101,9 @@ class FakeAgent:
             if ids.container_id == container_id:
                 self.exit(*self._key(ids), code=137)
 
-    async def exec_process(self, ids: ProcessIds, process: Mapping[str, Any], ports: StdioPorts) -> None:
+    async def exec_process(
+        self, ids: ProcessIds, process: Mapping[str, Any], ports: StdioPorts | None
+    ) -> None:
         await self._make("exec_process", ids, process, ports)
 
     async def signal_process(self, ids: ProcessIds, signal: int, *, everyone: bool) -> None:
@@ -111,6 +121,7 @@ class FakeAgent:
         await asyncio.wait([self._exits[ids], self._lost], return_when=asyncio.FIRST_COMPLETED)
         if self._lost.done():
             self._lost.result()
+        self._forgotten.add(ids)
         return self._exits[ids].result()
 
     async def pause_container(self, container_id: str) -> None:
@@ -151,27 +162,58 @@ class FakeAgent:
 
     async def close_stdin(self, ids: ProcessIds) -> None:
         await self._do("close_stdin")
+        self.closed.add(ids)
 
-    async def end_unused_stdin(self, ids: ProcessIds) -> None:
+    async def end_unused_stdin(self, ids: ProcessIds, ports: StdioPorts | None) -> None:
         await self._do("end_unused_stdin")
+        if ports is None:
+            self.closed.add(ids)
 
     async def write_stdin(self, ids: ProcessIds, data: bytes) -> int:
         await self._do("write_stdin")
-        return len(data)
+        taken = data[:50_000]  # as a pipe that is nearly full
+        self.input.setdefault(ids, bytearray()).extend(taken)
+        return len(taken)
+
+    def print(self, ids: ProcessIds, name: str, data: bytes) -> None:
+        """The process writes to "stdout" or "stderr", for an RPC to fetch."""
+        self._output.setdefault((ids, name), bytearray()).extend(data)
+        self._tell()
+
+    def unread(self, ids: ProcessIds, name: str) -> int:
+        return len(self._output.get((ids, name), b""))
 
     async def read_stdout(self, ids: ProcessIds, size: int) -> bytes:
-        await self._do("read_stdout")
-        return b""
+        return await self._read(ids, "stdout", size)
 
     async def read_stderr(self, ids: ProcessIds, size: int) -> bytes:
-        await self._do("read_stderr")
-        return b""
+        return await self._read(ids, "stderr", size)
+
+    async def _read(self, ids: ProcessIds, name: str, size: int) -> bytes:
+        await self._do(f"read_{name}")
+        while True:
+            if self._lost.done():
+                self._lost.result()
+            if self.forgets_ended and ids in self._forgotten:
+                raise NotFound("no such process")
+            held = self._output.get((ids, name), bytearray())
+            if held or self._exits[ids].done():
+                data = bytes(held[:size])
+                del held[:size]
+                return data
+            await self._news.wait()
+
+    def _tell(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
 
     async def aclose(self) -> None:
         self.calls.append("aclose")
         self.lose()
 
-    async def _make(self, call: str, ids: ProcessIds, spec: Mapping[str, Any], ports: StdioPorts) -> None:
+    async def _make(
+        self, call: str, ids: ProcessIds, spec: Mapping[str, Any], ports: StdioPorts | None
+    ) -> None:
         await self._do(call)
         self.specs[ids], self.ports[ids] = spec, ports
         self._exits[ids] = asyncio.get_running_loop().create_future()

@@ -240,6 +240,32 @@ def test_many_ended_execs_are_forgotten_oldest_first(play: Play, monkeypatch: py
     play(scenario)
 
 
+def test_an_ended_exec_is_kept_longer_while_its_output_is_unread(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.guest.container._REMEMBERED_EXECS", 1)
+    monkeypatch.setattr("shim.guest.container._UNREAD_EXECS", 3)
+
+    async def scenario(agent: Agent) -> None:
+        await agent.run("c1", ["sleep", "100"], annotations={})
+        for number in range(4):
+            await agent.call(
+                "ExecProcess",
+                container_id="c1",
+                exec_id=f"e{number}",
+                process={"Args": ["echo", str(number)]},
+            )
+            await agent.wait("c1", f"e{number}")
+        with pytest.raises(errors.NotFound):
+            await agent.call("ReadStdout", container_id="c1", exec_id="e0", len=9)
+        for number in (1, 2, 3):
+            read = {"container_id": "c1", "exec_id": f"e{number}", "len": 9}
+            assert (await agent.call("ReadStdout", **read))["data"] == b"%d\n" % number
+        await agent.call("RemoveContainer", container_id="c1")
+
+    play(scenario)
+
+
 def test_a_missing_program_is_not_found_in_runcs_words_and_leaves_nothing(play: Play) -> None:
     async def scenario(agent: Agent) -> None:
         out = agent.stream(7)

@@ -43,6 +43,8 @@ LIMITS = Limits(
 class Stack:
     """Fakes below, a sandbox in the middle, `task` (a stub over an in-memory connection) in front."""
 
+    port = 1027  # where the guest takes streams
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.agent = FakeAgent()
@@ -81,7 +83,7 @@ class Stack:
         parts = Parts(self.hypervisor, self.device_process, self.share, self._connect)
         vm = VmSpec("c1", self.directory, Path("/k"), Path("/i"), (), 128, 1, snapshot=self.snapshot)
         return Machine(
-            parts, vm, self.record, port=1027, limits=LIMITS, log=self.log, reject_snapshot=self._reject
+            parts, vm, self.record, port=self.port, limits=LIMITS, log=self.log, reject_snapshot=self._reject
         )
 
     async def _connect(self, _device: Any, _timeout_s: float) -> FakeAgent:

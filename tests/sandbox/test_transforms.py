@@ -118,7 +118,6 @@ def test_labels_of_the_hosts_security_modules_are_cleared_and_seccomp_stays() ->
 def test_the_agent_is_told_what_kind_of_container_it_is() -> None:
     annotations = guest()["annotations"]
     assert annotations["a"] == "b"
-    assert annotations[oci.PASSFD] == "true"
     assert annotations[oci.KATA_CONTAINER_TYPE] == "pod_container"
     assert transforms.container_kind(SPEC) == "pod_container"
     assert transforms.container_kind({}) == "single_container"

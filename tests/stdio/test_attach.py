@@ -12,12 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from shim.agent.api import ProcessIds, StdioPorts
 from shim.errors import InvalidArgument, NotFound, Unavailable
-from shim.stdio.attach import Streams, attach
+from shim.log import Log
 from shim.stdio.fifo import open_input, open_output
+from shim.stdio.streams import Streams
 from shim.stdio.uri import Endpoints
+from shim.stdio.wiring import Wiring
+from tests.fakes.agent import FakeAgent
 from tests.fakes.vsock_device import FakeVsockDevice
 
+LOG = Log(2, "error")
 Body = Callable[[FakeVsockDevice, Endpoints], Awaitable[None]]
 
 
@@ -44,7 +49,14 @@ def on_fifos(body: Body) -> Callable[[Path], None]:
 
 
 async def attached(device: FakeVsockDevice, endpoints: Endpoints, *, watch_stdin: bool = True) -> Streams:
-    return await attach(device, 1027, endpoints, 1.0, watch_stdin=watch_stdin)
+    wiring = Wiring(device, FakeAgent(), 1027, LOG)
+    ids = ProcessIds("c1")
+    return await wiring.attach(ids, endpoints, 1.0, terminal=False, watch_stdin=watch_stdin)
+
+
+def ports_of(streams: Streams) -> StdioPorts:
+    assert streams.ports is not None
+    return streams.ports
 
 
 def hung_up(fd: int) -> bool:
@@ -60,7 +72,7 @@ async def test_each_stream_is_an_open_of_its_own_and_non_blocking(
 ) -> None:
     same = Endpoints(endpoints.stdin, endpoints.stdout, endpoints.stdout)
     streams = await attached(device, same)
-    ports = (streams.ports.stdin, streams.ports.stdout, streams.ports.stderr)
+    ports = (ports_of(streams).stdin, ports_of(streams).stdout, ports_of(streams).stderr)
     assert len({0, *ports}) == 4
     modes = [fcntl.fcntl(device.streams[port].fd, fcntl.F_GETFL) for port in ports]
     assert all(mode & os.O_NONBLOCK for mode in modes)
@@ -76,7 +88,7 @@ async def test_what_is_written_before_a_client_opens_waits_for_it(
 ) -> None:
     assert endpoints.stdout is not None
     streams = await attached(device, endpoints)
-    stdout = device.streams[streams.ports.stdout]
+    stdout = device.streams[ports_of(streams).stdout]
     stdout.write(b"early")
     stdout.finish()
     client = os.open(endpoints.stdout, os.O_RDONLY | os.O_NONBLOCK)
@@ -94,7 +106,7 @@ async def test_a_client_that_detaches_does_not_break_the_output(
     streams = await attached(device, endpoints)
     client = os.open(endpoints.stdout, os.O_RDONLY | os.O_NONBLOCK)
     os.close(client)
-    device.streams[streams.ports.stdout].write(b"still here")
+    device.streams[ports_of(streams).stdout].write(b"still here")
     client = os.open(endpoints.stdout, os.O_RDONLY | os.O_NONBLOCK)
     assert os.read(client, 100) == b"still here"
     os.close(client)
@@ -107,7 +119,7 @@ async def test_input_whose_client_left_before_the_start_has_ended(
 ) -> None:
     assert endpoints.stdin is not None
     streams = await attached(device, endpoints)
-    stdin = device.streams[streams.ports.stdin].fd
+    stdin = device.streams[ports_of(streams).stdin].fd
     assert not streams.input_has_ended(), "no client yet is no end"
     client = os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK)
     os.write(client, b"all of it")
@@ -116,7 +128,7 @@ async def test_input_whose_client_left_before_the_start_has_ended(
     assert streams.input_has_ended()
     assert streams.input_has_ended(), "asked twice"
     assert await streams.close_stdin()
-    assert device.streams[streams.ports.stdin].eofs == 1
+    assert device.streams[ports_of(streams).stdin].eofs == 1
     assert not hung_up(stdin)
     assert os.read(stdin, 100) == b"all of it"
     streams.close()
@@ -129,7 +141,7 @@ async def test_a_reader_that_is_gone_breaks_the_client_even_before_start(
     assert endpoints.stdin is not None
     streams = await attached(device, endpoints)
     client = os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK)
-    device.streams[streams.ports.stdin].finish()
+    device.streams[ports_of(streams).stdin].finish()
     with pytest.raises(BrokenPipeError):
         os.write(client, b"x")
     os.close(client)
@@ -142,7 +154,7 @@ async def test_after_the_start_a_client_that_goes_away_has_detached(
 ) -> None:
     assert endpoints.stdin is not None
     streams = await attached(device, endpoints)
-    stdin = device.streams[streams.ports.stdin].fd
+    stdin = device.streams[ports_of(streams).stdin].fd
     client = os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK)
     streams.forget_client()
     streams.forget_client()
@@ -153,7 +165,7 @@ async def test_after_the_start_a_client_that_goes_away_has_detached(
     os.write(client, b"back again")
     assert os.read(stdin, 100) == b"back again"
     os.close(client)
-    assert device.streams[streams.ports.stdin].eofs == 0
+    assert device.streams[ports_of(streams).stdin].eofs == 0
     streams.close()
 
 
@@ -163,7 +175,7 @@ async def test_an_execs_client_may_leave_at_any_time(device: FakeVsockDevice, en
     streams = await attached(device, endpoints, watch_stdin=False)
     os.close(os.open(endpoints.stdin, os.O_WRONLY | os.O_NONBLOCK))
     assert not streams.input_has_ended()
-    assert not hung_up(device.streams[streams.ports.stdin].fd)
+    assert not hung_up(device.streams[ports_of(streams).stdin].fd)
     streams.close()
 
 
@@ -172,7 +184,7 @@ async def test_a_device_that_cannot_end_a_stream_says_so(
     device: FakeVsockDevice, endpoints: Endpoints
 ) -> None:
     streams = await attached(device, endpoints)
-    device.streams[streams.ports.stdin].knows_eof = False
+    device.streams[ports_of(streams).stdin].knows_eof = False
     assert not await streams.close_stdin()
     streams.close()
 
@@ -180,7 +192,7 @@ async def test_a_device_that_cannot_end_a_stream_says_so(
 @on_fifos
 async def test_no_path_is_no_stream_and_port_zero(device: FakeVsockDevice, endpoints: Endpoints) -> None:
     streams = await attached(device, Endpoints(None, endpoints.stdout, None))
-    assert (streams.ports.stdin, streams.ports.stderr) == (0, 0)
+    assert (ports_of(streams).stdin, ports_of(streams).stderr) == (0, 0)
     assert not streams.input_has_ended()
     assert await streams.close_stdin()
     streams.close()
@@ -219,10 +231,10 @@ async def test_drained_is_when_both_outputs_have_arrived(
 ) -> None:
     streams = await attached(device, endpoints)
     waiting = asyncio.create_task(streams.drained(5, 5))
-    device.streams[streams.ports.stdout].finish()
+    device.streams[ports_of(streams).stdout].finish()
     await asyncio.sleep(0)
     assert not waiting.done()
-    device.streams[streams.ports.stderr].finish()
+    device.streams[ports_of(streams).stderr].finish()
     assert await waiting
     streams.close()
 
@@ -243,7 +255,7 @@ async def test_output_that_keeps_moving_is_waited_for_up_to_the_limit(
     device: FakeVsockDevice, endpoints: Endpoints
 ) -> None:
     streams = await attached(device, endpoints)
-    stdout = device.streams[streams.ports.stdout]
+    stdout = device.streams[ports_of(streams).stdout]
 
     async def flow() -> None:
         while True:

@@ -5,12 +5,25 @@ from __future__ import annotations
 import pytest
 
 from shim.errors import InvalidArgument
-from shim.stdio.uri import Endpoints, Stdio, parse
+from shim.stdio.uri import Endpoints, File, Stdio, parse
 
 
 def test_paths_and_fifo_uris_are_opened_and_nothing_is_no_stream() -> None:
     assert parse(Stdio(False, "/a/in", "fifo:///a/out", "")) == Endpoints("/a/in", "/a/out", None)
     assert parse(Stdio()) == Endpoints(None, None, None)
+
+
+def test_a_file_is_for_output() -> None:
+    log = "file:///var/log/a%20b?x=y"
+    assert parse(Stdio(False, "", log, log)) == Endpoints(None, File("/var/log/a b"), File("/var/log/a b"))
+    with pytest.raises(InvalidArgument, match="stdin"):
+        parse(Stdio(stdin=log))
+    assert parse(Stdio(False, "", "/plain%20path", "")).stdout == "/plain%20path"
+
+
+def test_an_unknown_scheme_is_named_with_those_there_are() -> None:
+    with pytest.raises(InvalidArgument, match=r"unknown scheme 'http'.*fifo, file"):
+        parse(Stdio(stdout="http:///x"))
 
 
 def test_a_terminal_has_no_stderr_whatever_is_given() -> None:
@@ -20,8 +33,8 @@ def test_a_terminal_has_no_stderr_whatever_is_given() -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["file:///x", "binary:///bin/l?a=b", "binary-v2:///l", "ttrpc+unix:///s?streaming_id=1", "http://x",
-     "relative", "fifo://relative", "/nul\0", "://", " "],
+    ["binary:///bin/l?a=b", "binary-v2:///l", "ttrpc+unix:///s?streaming_id=1", "http://x",
+     "relative", "fifo://relative", "/nul\0", "://", " ", "file://relative", "http:///x", "fifo://[/x"],
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["stdin", "stdout", "stderr"])
 def test_anything_else_is_refused_by_name(uri: str, field: str) -> None:

@@ -125,11 +125,63 @@ async def test_input_that_ended_before_the_start_ends_with_it(shim: Stack) -> No
 @with_stack
 async def test_a_start_that_fails_gives_up_the_streams(shim: Stack) -> None:
     await shim.run()
-    await shim.exec("e1", **shim.fifos("stdin", "stdout"))
+    shim.device.automatic = False
+    fifos = shim.fifos("stdin", "stdout")
+    reader = os.open(fifos["stdout"], os.O_RDONLY | os.O_NONBLOCK)
+    await shim.exec("e1", **fifos)
     shim.agent.fail["exec_process"] = Internal("no")
     with pytest.raises(Internal):
         await shim.start(exec_id="e1")
-    assert all(stream.closed and stream.abandoned for stream in shim.device.streams.values())
+    assert all(stream.abandoned and stream.closed for stream in shim.device.streams.values())
+    assert os.read(reader, 100) == b"", "the client sees the end at once"
+    with pytest.raises(OSError, match="No such device"):
+        os.open(fifos["stdin"], os.O_WRONLY | os.O_NONBLOCK)
+    assert await shim.wait(exec_id="e1") == 255
+    assert "TaskExited:e1" not in shim.told()
+    os.close(reader)
+
+
+@with_stack
+async def test_a_terminal_never_opens_stderr(shim: Stack) -> None:
+    fifos = shim.fifos("stdout", "stderr")
+    await shim.run(terminal=True, **fifos)
+    with pytest.raises(OSError, match="No such device"):
+        os.open(fifos["stderr"], os.O_WRONLY | os.O_NONBLOCK)
+    assert len(shim.device.streams) == 1
+
+
+@with_stack
+async def test_stdout_and_stderr_may_be_one_fifo(shim: Stack) -> None:
+    shim.device.automatic = False
+    path = shim.fifos("stdout")["stdout"]
+    await shim.run(stdout=path, stderr=path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    shim.stream(0).write(b"out ")
+    shim.stream(1).write(b"err")
+    shim.stream(0).finish()
+    assert os.read(reader, 100) == b"out err"
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 100)
+    shim.stream(1).finish()
+    assert os.read(reader, 100) == b""
+    os.close(reader)
+
+
+@with_stack
+async def test_a_file_is_written_by_the_device(shim: Stack) -> None:
+    shim.device.automatic = False
+    log = shim.directory / "logs/c1/log"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"before\n")
+    await shim.run(stdout=f"file://{log}", stderr=f"file://{log}")
+    shim.stream(0).write(b"out\n")
+    shim.stream(1).write(b"err\n")
+    shim.stream(0).write(b"out\n")
+    assert log.read_bytes() == b"before\nout\nerr\nout\n"
+    await shim.exec("e1", stdout=f"file://{shim.directory}/a/b/c")
+    await shim.start(exec_id="e1")
+    for path, mode in (("a", 0o755), ("a/b", 0o755), ("a/b/c", 0o644)):
+        assert (shim.directory / path).stat().st_mode & 0o777 == mode
 
 
 @with_stack

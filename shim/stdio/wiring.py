@@ -1,0 +1,103 @@
+"""From what a request names as stdio to streams of a process in the guest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+
+from shim.agent.api import Agent, ProcessIds
+from shim.log import Log
+from shim.stdio.api import NAMES, STDERR, STDIN, STDOUT, Carrier
+from shim.stdio.fifo import open_file, open_output
+from shim.stdio.output import OutputFifo
+from shim.stdio.passed import PassedStdio
+from shim.stdio.rpc import RpcStdio
+from shim.stdio.stdin import Input
+from shim.stdio.streams import Streams
+from shim.stdio.uri import Endpoints, File
+from shim.vsock.api import Stream, StreamRefused, VsockDevice
+
+
+class Wiring:
+    """How the stdio of one sandbox's processes travels: passed to the guest's `port`, or by RPCs with port 0.
+
+    A guest that refuses the first stream ever has nobody there who takes any: from then on it is by RPCs.
+    """
+
+    def __init__(self, device: VsockDevice, agent: Agent, port: int, log: Log) -> None:
+        self._device, self._agent, self._port, self._log = device, agent, port, log
+        self._proven = False
+
+    async def attach(
+        self, ids: ProcessIds, endpoints: Endpoints, timeout_s: float, *, terminal: bool, watch_stdin: bool
+    ) -> Streams:
+        """Open what `endpoints` names and make streams of it. On an error nothing of ours stays open.
+
+        `timeout_s` is what a stream may need to get to the guest. `watch_stdin` notices a stdin client that leaves
+        before the process starts, see `stdin`.
+        """
+        fds: dict[str, int] = {}
+        fifos: dict[str, OutputFifo] = {}
+        stdin: Input | None = None
+        with contextlib.ExitStack() as passed, contextlib.ExitStack() as keepers:
+            for name, endpoint in ((STDOUT, endpoints.stdout), (STDERR, endpoints.stderr)):
+                if isinstance(endpoint, File):
+                    fds[name] = open_file(endpoint.path)
+                elif endpoint is not None:
+                    keeper, fds[name] = open_output(endpoint)
+                    if keeper is not None:
+                        fifos[name] = OutputFifo(keeper)
+                        keepers.callback(fifos[name].close)
+                if name in fds:
+                    passed.callback(os.close, fds[name])
+            if endpoints.stdin is not None:
+                stdin = Input(endpoints.stdin, watched=watch_stdin)
+                fds[STDIN] = stdin.fd
+                passed.callback(os.close, stdin.fd)
+                keepers.callback(stdin.close)
+            carrier, streams = await self._carry(ids, fds, timeout_s, terminal=terminal)
+            keepers.callback(_close, streams, carrier)
+            return Streams(carrier, streams, fifos, stdin, keepers.pop_all())
+
+    async def _carry(
+        self, ids: ProcessIds, fds: dict[str, int], timeout_s: float, *, terminal: bool
+    ) -> tuple[Carrier, dict[str, Stream]]:
+        if self._port:
+            carrier = PassedStdio(self._device, self._port, timeout_s)
+            try:
+                return carrier, await self._all(carrier, fds)
+            except StreamRefused as error:
+                if self._proven:
+                    raise
+                self._log.warning("streams cannot be passed to the guest: stdio goes by RPCs", error=error)
+                self._port = 0
+        by_rpc = RpcStdio(self._agent, ids, terminal=terminal, log=self._log)
+        return by_rpc, await self._all(by_rpc, fds)
+
+    async def _all(self, carrier: Carrier, fds: dict[str, int]) -> dict[str, Stream]:
+        names = [name for name in NAMES if name in fds]
+        # At the same time: each is a round trip into the guest. All are waited for, so that none is forgotten.
+        results = await asyncio.gather(
+            *(carrier.carry(name, fds[name]) for name in names), return_exceptions=True
+        )
+        streams: dict[str, Stream] = {}
+        errors: list[BaseException] = []
+        for name, result in zip(names, results, strict=True):
+            if isinstance(result, BaseException):
+                errors.append(result)
+            else:
+                streams[name] = result
+        self._proven = self._proven or bool(streams)
+        if errors:
+            for stream in streams.values():
+                stream.abandon()
+            _close(streams, carrier)
+            raise errors[0]
+        return streams
+
+
+def _close(streams: dict[str, Stream], carrier: Carrier) -> None:
+    for stream in streams.values():
+        stream.close()
+    carrier.close()
