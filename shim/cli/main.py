@@ -1,33 +1,52 @@
-"""The command line's root."""
+"""The command line's root. A command's module is imported when the command is called: shims call one, too."""
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 
 import click
 
-from shim.cli.template import template
+from shim.bootstrap.info import VERSION
 from shim.errors import ShimError
 
+_COMMANDS = ("check", "config", "env", "exec", "logs", "metrics", "ps", "template")
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class Commands(click.Group):
+    """One file of this package for each command."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        found: click.Command = getattr(importlib.import_module(f"shim.cli.{cmd_name}"), f"{cmd_name}_command")
+        return found
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION)
 def kata_py() -> None:
     """Look after a host that runs containers in virtual machines."""
-
-
-kata_py.add_command(template)
 
 
 def main() -> int:
     """The exit status. What goes wrong is one line on stderr."""
     try:
-        kata_py(prog_name="kata-py", standalone_mode=False)
+        status = kata_py(prog_name="kata-py", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except click.Abort:
         return 130
+    except BrokenPipeError:
+        # Whoever read it has seen enough; what is still buffered must go somewhere at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except (ShimError, OSError) as error:
         print(f"kata-py: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status if isinstance(status, int) else 0

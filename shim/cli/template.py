@@ -24,8 +24,8 @@ _LOG_FD = 2
 _PATIENCE = 5
 
 
-@click.group()
-def template() -> None:
+@click.group("template")
+def template_command() -> None:
     """Saved VMs from which sandboxes start instead of booting."""
 
 
@@ -33,7 +33,7 @@ def _store(config: Config) -> Store:
     return Store(config.template_dir, config.template_limit_mib)
 
 
-@template.command()
+@template_command.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON array instead of a table.")
 def ls(as_json: bool) -> None:
     """List templates, the one used last first."""
@@ -48,7 +48,7 @@ def ls(as_json: bool) -> None:
         click.echo(f"{item.key:18}{sizes}  {_when(item.created):18}{_when(item.used)}")
 
 
-@template.command()
+@template_command.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the template as JSON.")
 @click.option("--background", is_flag=True, help="Give up when another one is being created.")
 def create(as_json: bool, background: bool) -> None:
@@ -69,7 +69,7 @@ def create(as_json: bool, background: bool) -> None:
     click.echo(json.dumps(_as_json(made), indent=1) if as_json else key)
 
 
-@template.command()
+@template_command.command()
 @click.argument("keys", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Remove all templates.")
 def rm(keys: tuple[str, ...], everything: bool) -> None:

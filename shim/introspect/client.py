@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from shim.errors import DeadlineExceeded
+from shim.introspect.usage import Usage, usage
 from shim.pb.containerd.task import v2
 from shim.pb.kata_py import introspect as pb
 from shim.ttrpc.channel import Channel
@@ -30,9 +31,9 @@ class ShimClient:
         stub = pb.IntrospectStub(self._channel, timeout=self._timeout_s)  # type: ignore[arg-type]
         return await stub.sandbox(pb.SandboxRequest(streams=streams))
 
-    async def stats(self, container_id: str) -> v2.StatsResponse:
+    async def usage(self, container_id: str) -> Usage:
         stub = v2.TaskStub(self._channel, timeout=self._timeout_s)  # type: ignore[arg-type]
-        return await stub.stats(v2.StatsRequest(id=container_id))
+        return usage((await stub.stats(v2.StatsRequest(id=container_id))).stats)
 
     async def aclose(self) -> None:
         await self._channel.aclose()

@@ -29,6 +29,9 @@ from typing import Protocol
 
 from shim.errors import Unavailable
 
+# Of the device's Unix socket, in the sandbox's runtime directory.
+SOCKET_NAME = "vsock.sock"
+
 
 class StreamRefused(Unavailable):
     """Nobody in the guest takes streams, or the device does not know how to pass them."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from shim.children import Child, spawn
 from shim.errors import FailedPrecondition
 from shim.log import Log
+from shim.vsock.api import SOCKET_NAME
 from shim.vsock.client import DeviceClient
 
 _DEVICE_FLUSH_S, _DEVICE_STOP_S = 2.0, 1.0
@@ -18,10 +19,10 @@ _DEVICE_FLUSH_S, _DEVICE_STOP_S = 2.0, 1.0
 
 class VsockProcess:
     """Implements `sandbox.machine.DeviceProcess`. The program writes its log to a copy of `log_fd`, its socket is
-    `vsock.sock` in `run_dir`."""
+    in `run_dir`."""
 
     def __init__(self, program: Path, run_dir: Path, log: Log, log_fd: int) -> None:
-        self._program, self._path = program, run_dir / "vsock.sock"
+        self._program, self._path = program, run_dir / SOCKET_NAME
         self._log, self._log_fd = log, log_fd
         self._vhost_user: socket.socket | None = None
         self._child: Child | None = None

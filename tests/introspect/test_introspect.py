@@ -106,7 +106,7 @@ def test_a_shim_that_hangs_is_given_up_in_time(tmp_path: Path) -> None:
         with pytest.raises(DeadlineExceeded):
             await client.sandbox()
         with pytest.raises(DeadlineExceeded):
-            await client.stats("c1")
+            await client.usage("c1")
         await client.aclose()
 
     with listening(tmp_path / "s", 5):
