@@ -95,7 +95,12 @@ def _hypervisor(config: Config) -> Finding:
         return found
     version = host.version(found.text)
     if host.numbers(version) < _OLDEST_QEMU:
-        return Finding("QEMU", "bad", f"{found.text} is {version}: want 7.2 or later", _QEMU_PACKAGES)
+        return Finding(
+            "QEMU",
+            "bad",
+            f"{found.text} is {version or 'of unknown version'}: want 7.2 or later",
+            _QEMU_PACKAGES,
+        )
     return Finding("QEMU", "ok", f"{version} ({found.text})")
 
 

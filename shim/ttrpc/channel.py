@@ -78,7 +78,7 @@ class Channel:
             return await cls.connect(sock)
         except OSError as error:
             sock.close()
-            raise errors.Unavailable(f"{address}: {error.strerror}") from error
+            raise errors.Unavailable(f"{address}: {error.strerror or error}") from error
         except BaseException:
             sock.close()
             raise
