@@ -15,6 +15,7 @@ import socket
 import sys
 
 from shim.guest import boot, network, syscall
+from shim.guest.forward import PortForward
 from shim.guest.reaper import Reaper
 from shim.guest.runtime import Runtime, sealed_copy
 from shim.guest.sandbox import Sandbox
@@ -69,6 +70,7 @@ async def serve(
     prepared = asyncio.create_task(_prepare(runtime, modules, log))
     service = Service(
         Sandbox(runtime, streams, log, pipe_size=pipe_size),
+        PortForward(log),
         ready=lambda: asyncio.shield(prepared),
         load_module=boot.load_by_name,
         power_off=syscall.power_off,

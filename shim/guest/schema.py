@@ -1,6 +1,6 @@
 """Generated from proto/ by hack/gen-proto; never edited. shim/wire.py describes the form."""
 
-SOURCES = "f7ca10b1fec43ca8d34fac1f2712d28750e6219646c532deba715f16ad64725c"
+SOURCES = "1ddf34d317f264e3bc1c9dcd68e5ffde11587aed75818ade999f4f28b8764a18"
 
 MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "google.protobuf.Empty": {},
@@ -561,6 +561,12 @@ MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "grpc.WriteStreamResponse": {
         1: ("len", "uint32"),
     },
+    "kata_py.guest.ForwardPortRequest": {
+        1: ("port", "uint32"),
+    },
+    "kata_py.guest.ForwardPortResponse": {
+        1: ("vsock_port", "uint32"),
+    },
     "kata_py.guest.ListProcessesRequest": {
         1: ("container_id", "string"),
     },
@@ -660,5 +666,6 @@ SERVICES: dict[str, dict[str, tuple[str, str]]] = {
     },
     "kata_py.guest.Guest": {
         "ListProcesses": ("kata_py.guest.ListProcessesRequest", "kata_py.guest.ListProcessesResponse"),
+        "ForwardPort": ("kata_py.guest.ForwardPortRequest", "kata_py.guest.ForwardPortResponse"),
     },
 }

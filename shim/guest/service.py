@@ -12,7 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from shim import errors
-from shim.guest import hotplug, stats, syscall
+from shim.guest import hotplug, network, stats, syscall
+from shim.guest.forward import PortForward
 from shim.guest.sandbox import Sandbox, verify_id
 from shim.guest.spec import resources_from_proto
 from shim.guest.stdio import Stdio
@@ -41,12 +42,13 @@ class Service:
     def __init__(
         self,
         sandbox: Sandbox,
+        ports: PortForward,
         *,
         ready: Callable[[], Awaitable[None]],
         load_module: Callable[[str, str], None],
         power_off: Callable[[], None],
     ) -> None:
-        self._sandbox = sandbox
+        self._sandbox, self._ports = sandbox, ports
         self._ready, self._load_module, self._power_off = ready, load_module, power_off
 
     def methods(self) -> dict[str, dict[str, Handler]]:
@@ -74,11 +76,16 @@ class Service:
             self.SetGuestDateTime,
             self.ReseedRandomDev,
             self.GetOOMEvent,
+            self.UpdateInterface,
+            self.UpdateRoutes,
+            self.AddARPNeighbors,
+            self.ListInterfaces,
+            self.ListRoutes,
         ]
         return {
             "grpc.AgentService": {method.__name__: method for method in agent},
             "grpc.Health": {"Check": self.Check, "Version": self.Version},
-            "kata_py.guest.Guest": {"ListProcesses": self.ListProcesses},
+            "kata_py.guest.Guest": {method.__name__: method for method in (self.ListProcesses, self.ForwardPort)},
         }
 
     async def Check(self, _request: Message) -> Message:
@@ -204,6 +211,29 @@ class Service:
 
     async def GetOOMEvent(self, _request: Message) -> Message:
         return {"container_id": await self._sandbox.oom_events.get()}
+
+    async def UpdateInterface(self, request: Message) -> Message:
+        await self._ready()
+        interface: Message = request.get("interface", {})
+        await network.update_interface(interface)
+        return interface
+
+    async def UpdateRoutes(self, request: Message) -> Message:
+        network.update_routes(request.get("routes", {}).get("Routes", []))
+        return {"Routes": network.routes()}
+
+    async def AddARPNeighbors(self, request: Message) -> Message:
+        network.add_neighbours(request.get("neighbors", {}).get("ARPNeighbors", []))
+        return _NOTHING
+
+    async def ListInterfaces(self, _request: Message) -> Message:
+        return {"Interfaces": network.interfaces()}
+
+    async def ListRoutes(self, _request: Message) -> Message:
+        return {"Routes": network.routes()}
+
+    async def ForwardPort(self, request: Message) -> Message:
+        return {"vsock_port": await self._ports.connect(request.get("port", 0))}
 
 
 def _memory_hotplug() -> dict[str, int]:

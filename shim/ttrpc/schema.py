@@ -1,6 +1,6 @@
 """Generated from proto/ by hack/gen-proto; never edited. shim/wire.py describes the form."""
 
-SOURCES = "f7ca10b1fec43ca8d34fac1f2712d28750e6219646c532deba715f16ad64725c"
+SOURCES = "1ddf34d317f264e3bc1c9dcd68e5ffde11587aed75818ade999f4f28b8764a18"
 
 MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "google.protobuf.Any": {

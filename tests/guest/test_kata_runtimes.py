@@ -17,6 +17,7 @@ import pytest
 
 from shim.guest import hotplug, syscall
 from shim.guest.boot import parse_cmdline
+from shim.guest.forward import PortForward
 from shim.guest.reaper import Reaper
 from shim.guest.runtime import Runtime
 from shim.guest.sandbox import Sandbox
@@ -50,6 +51,7 @@ class Guest:
         self.powered_off = asyncio.Event()
         service = Service(
             self.sandbox,
+            PortForward(log),
             ready=lambda: asyncio.sleep(0),
             load_module=lambda _name, _parameters: None,
             power_off=self.powered_off.set,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from shim import errors
+from shim.guest.forward import PortForward
 from shim.guest.reaper import Reaper
 from shim.guest.runtime import Runtime
 from shim.guest.sandbox import PASSFD_ANNOTATION, Sandbox
@@ -42,6 +43,7 @@ class Agent:
         self.modules: list[tuple[str, str]] = []
         self._table = Service(
             self.sandbox,
+            PortForward(log),
             ready=lambda: asyncio.sleep(0),
             load_module=lambda name, parameters: self.modules.append((name, parameters)),
             power_off=lambda: self.powered_off.append(True),

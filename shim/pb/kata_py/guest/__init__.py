@@ -37,6 +37,16 @@ class Process(betterproto.Message):
     exec_id: str = betterproto.string_field(2)
 
 
+@dataclass(eq=False, repr=False)
+class ForwardPortRequest(betterproto.Message):
+    port: int = betterproto.uint32_field(1)
+
+
+@dataclass(eq=False, repr=False)
+class ForwardPortResponse(betterproto.Message):
+    vsock_port: int = betterproto.uint32_field(1)
+
+
 class GuestStub(betterproto.ServiceStub):
     async def list_processes(
         self,
@@ -55,12 +65,34 @@ class GuestStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def forward_port(
+        self,
+        forward_port_request: "ForwardPortRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "ForwardPortResponse":
+        return await self._unary_unary(
+            "/kata_py.guest.Guest/ForwardPort",
+            forward_port_request,
+            ForwardPortResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
 
 class GuestBase(ServiceBase):
 
     async def list_processes(
         self, list_processes_request: "ListProcessesRequest"
     ) -> "ListProcessesResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def forward_port(
+        self, forward_port_request: "ForwardPortRequest"
+    ) -> "ForwardPortResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def __rpc_list_processes(
@@ -71,6 +103,13 @@ class GuestBase(ServiceBase):
         response = await self.list_processes(request)
         await stream.send_message(response)
 
+    async def __rpc_forward_port(
+        self, stream: "grpclib.server.Stream[ForwardPortRequest, ForwardPortResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.forward_port(request)
+        await stream.send_message(response)
+
     def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
         return {
             "/kata_py.guest.Guest/ListProcesses": grpclib.const.Handler(
@@ -78,5 +117,11 @@ class GuestBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 ListProcessesRequest,
                 ListProcessesResponse,
+            ),
+            "/kata_py.guest.Guest/ForwardPort": grpclib.const.Handler(
+                self.__rpc_forward_port,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ForwardPortRequest,
+                ForwardPortResponse,
             ),
         }
