@@ -348,3 +348,63 @@ def test_removing_gives_up_at_the_deadline(tmp_path: Path) -> None:
 
 def test_what_callers_need_is_exported() -> None:
     assert set(record.__all__) >= {"Record", "lock", "remove_run_dir", "sandbox_dir", "teardown"}
+
+
+TC = """#!/bin/sh
+echo "$*" >>{log}
+case "$2" in del) exit {removed};; show) printf %s "{shown}";; esac
+"""
+
+
+def stand_in_for_tc(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, *, removed: int = 0, shown: str = ""
+) -> Path:
+    """`tc` and `nsenter` that write down what was to be done."""
+    log = directory / "tc.log"
+    (directory / "tc").write_text(TC.format(log=log, removed=removed, shown=shown))
+    (directory / "nsenter").write_text('#!/bin/sh\nshift 2\nexec "$@"\n')
+    for name in ("tc", "nsenter"):
+        (directory / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    return log
+
+
+def test_a_redirection_is_on_disk_before_it_is_made_and_undone_by_teardown(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = stand_in_for_tc(tmp_path, monkeypatch)
+    record = Record.create("ns", "c1", "")
+    record.add_redirection("/proc/self/ns/net", ["eth0", "net1"])
+    loaded = Record.load(record.run_dir)
+    assert teardown(loaded, time.monotonic() + 5) == []
+    assert log.read_text().splitlines() == ["qdisc del dev eth0 ingress", "qdisc del dev net1 ingress"]
+
+
+def test_an_interface_that_is_gone_is_no_problem_one_that_keeps_its_qdisc_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_tc(tmp_path, monkeypatch, removed=2)
+    redirection = Record.create("ns", "c1", "").add_redirection("/proc/self/ns/net", ["eth0"])
+    redirection.undo()
+    stand_in_for_tc(tmp_path, monkeypatch, removed=2, shown="qdisc ingress ffff: dev eth0")
+    with pytest.raises(OSError, match="eth0"):
+        redirection.undo()
+
+
+def test_a_namespace_that_is_gone_or_another_one_s_now_is_left_alone(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = stand_in_for_tc(tmp_path, monkeypatch)
+    path = tmp_path / "netns"
+    path.touch()
+    redirection = Record.create("ns", "c1", "").add_redirection(str(path), ["eth0"])
+    path.rename(tmp_path / "other")
+    redirection.undo()
+    path.touch()
+    redirection.undo()
+    assert not log.exists()
+
+
+def test_a_namespace_that_is_not_there_cannot_be_recorded(run: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Record.create("ns", "c1", "").add_redirection("/run/netns/none", ["eth0"])

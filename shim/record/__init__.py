@@ -16,6 +16,16 @@ Standard library only and light: `start` imports it.
 from shim.record.place import lock, sandbox_dir, write_file
 from shim.record.process import Process
 from shim.record.record import Record
+from shim.record.redirection import Redirection
 from shim.record.teardown import remove_run_dir, teardown
 
-__all__ = ["Process", "Record", "lock", "remove_run_dir", "sandbox_dir", "teardown", "write_file"]
+__all__ = [
+    "Process",
+    "Record",
+    "Redirection",
+    "lock",
+    "remove_run_dir",
+    "sandbox_dir",
+    "teardown",
+    "write_file",
+]

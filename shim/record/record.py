@@ -5,6 +5,11 @@ from __future__ import annotations
 from shim.errors import DataLoss, InvalidArgument, NotFound
 from shim.record.place import make_run_dir, sandbox_dir, write_file
 from shim.record.process import Process
+from shim.record.redirection import Redirection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Record:
@@ -19,6 +24,7 @@ class Record:
         self.mounts: list[str] = []
         self.sockets: list[str] = []
         self.paths: list[str] = []
+        self.redirections: list[Redirection] = []
         self.containers: dict[str, int] = {}
 
     @classmethod
@@ -49,6 +55,10 @@ class Record:
             record.mounts = [_absolute(item) for item in data["mounts"]]
             record.sockets = [_absolute(item) for item in data["sockets"]]
             record.paths = [_absolute(item) for item in data["paths"]]
+            for item in data["redirections"]:
+                links = [_text(link) for link in item["links"]]
+                redirection = Redirection(_absolute(item["netns"]), _text(item["identity"]), links)
+                record.redirections.append(redirection)
             record.containers = {key: _number(value) for key, value in data["containers"].items()}
         except FileNotFoundError as error:
             raise NotFound(f"{path}: no record") from error
@@ -68,6 +78,9 @@ class Record:
             "mounts": self.mounts,
             "sockets": self.sockets,
             "paths": self.paths,
+            "redirections": [
+                {"netns": r.netns, "identity": r.identity, "links": r.links} for r in self.redirections
+            ],
             "containers": self.containers,
         }
         write_file(f"{self.run_dir}/record.json", json.dumps(data, indent=1))
@@ -92,6 +105,17 @@ class Record:
     def add_path(self, path: str) -> None:
         """A file or tree outside of the runtime directory, absolute, that is ours to delete."""
         self._add(self.paths, path)
+
+    def add_redirection(self, netns: str, links: Sequence[str]) -> Redirection:
+        """Packets that come in at `links` of a network namespace are going to be redirected. OSError if there is no
+        such namespace."""
+        self.redirections.append(Redirection.at(_absolute(netns), links))
+        self.save()
+        return self.redirections[-1]
+
+    def forget_redirection(self, redirection: Redirection) -> None:
+        self.redirections.remove(redirection)
+        self.save()
 
     def forget(self, path: str) -> None:
         """The mount, socket or path is gone. Nothing happens if it is not known."""

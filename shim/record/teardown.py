@@ -34,6 +34,8 @@ def teardown(record: Record, deadline: float) -> list[str]:
     for process in victims:
         if not process.wait_gone(deadline):
             problems.append(f"{process.role} (pid {process.pid}) was killed but does not end")
+    for redirection in record.redirections:
+        attempt("restore the network of", redirection.netns, redirection.undo)
     for path in [*reversed(record.mounts), *mounts_below(record.run_dir)]:
         attempt("unmount", path, lambda path=path: unmount(path))  # type: ignore[misc]
     for path in record.sockets:
