@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.rootfs": BASE | {"shim.children"},
     "shim.vsock": BASE,
     "shim.vsock.process": BASE | {"shim.children", "shim.vsock"},
-    "shim.agent": BASE | {"shim.pb", "shim.ttrpc", "shim.oci"},
+    "shim.agent": BASE | {"shim.pb", "shim.ttrpc", "shim.oci", "shim.network.api"},
+    "shim.network": BASE | {"shim.children"},
     "shim.stdio": BASE | {"shim.vsock.api", "shim.agent.api"},
     "shim.sandbox": BASE
     | {"shim.oci", "shim.record", "shim.stdio"}
@@ -63,6 +64,8 @@ PURE = [
     "shim.errors",
     "shim.hypervisor.api",
     "shim.hypervisor.qemu.cmdline",
+    "shim.network.api",
+    "shim.network.plan",
     "shim.oci",
     "shim.rootfs.api",
     "shim.sandbox.states",
