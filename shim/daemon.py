@@ -34,6 +34,7 @@ from shim.errors import Internal, ShimError
 from shim.hypervisor.qemu.driver import QemuHypervisor
 from shim.log import Log
 from shim.logfile import CONSOLE_LOG, SHIM_LOG, LogFile
+from shim.network.netns import HostNamespaces, pod_path
 from shim.record import Record, remove_run_dir, sandbox_dir
 from shim.rootfs.share import VirtiofsShare
 from shim.sandbox import Sandbox, TaskEvent
@@ -223,6 +224,7 @@ class Daemon:
             raise self._config
         config = annotated(self._config, oci.section(spec, "annotations"), _host())
         self._effective = config
+        netns = pod_path(oci.namespace_path(spec, "network"))
         run_dir = Path(self._record.run_dir)
         hypervisor = QemuHypervisor(self._log, config.hypervisor, self._console)
         parts = Parts(
@@ -230,8 +232,9 @@ class Daemon:
             device=VsockProcess(_beside_us("kata-py-vsock"), run_dir, self._log, _LOG_FD),
             share=VirtiofsShare(run_dir, self._log, config.virtiofsd),
             connect_agent=lambda device, timeout_s: connect_agent(device, timeout_s, config.agent_s),
+            network=HostNamespaces(_beside_us("kata-py-netns"), self._log),
         )
-        wanted = vm.spec(config, self._call.id, run_dir)
+        wanted = vm.spec(config, self._call.id, run_dir, netns)
         store = Store(config.template_dir, config.template_limit_mib)
         templates = Templates(store, self._log, lambda: self._create_template(config))
         return Machine(

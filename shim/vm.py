@@ -8,8 +8,8 @@ from shim.config.model import Config
 from shim.hypervisor.api import VmSpec
 
 
-def spec(config: Config, name: str, run_dir: Path) -> VmSpec:
-    """`name` and `run_dir` are the sandbox's, of which the machine knows nothing."""
+def spec(config: Config, name: str, run_dir: Path, netns: str | None = None) -> VmSpec:
+    """`name`, `run_dir` and `netns` are the sandbox's, of which the machine knows nothing."""
     # Kata's name for it. Without it no agent listens for streams.
     params = [f"agent.passfd_listener_port={config.stream_port}"] if config.stream_port else []
     if config.debug_console:
@@ -23,4 +23,5 @@ def spec(config: Config, name: str, run_dir: Path) -> VmSpec:
         memory_mib=config.memory_mib,
         vcpus=config.vcpus,
         accelerator=config.accelerator,
+        netns=netns,
     )

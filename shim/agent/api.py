@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from shim.network.api import Interface, Neighbour, Route
+
 
 @dataclass(frozen=True, slots=True)
 class StdioPorts:
@@ -138,6 +140,18 @@ class Agent(Protocol):
         *,
         shared_pidns: bool,
     ) -> None: ...
+
+    async def update_interface(self, interface: Interface) -> None:
+        """Give the guest's NIC with this MAC its name, addresses and MTU, and set it up. Waits for the NIC."""
+
+    async def update_routes(self, routes: Sequence[Route]) -> None: ...
+
+    async def add_arp_neighbours(self, neighbours: Sequence[Neighbour]) -> None: ...
+
+    async def forward_port(self, port: int) -> int:
+        """Connect to a TCP port of the guest's loopback; the vsock port at which the guest waits, for some seconds,
+        for the one stream that is to be joined to it. Unavailable when nobody listens; Unimplemented or NotFound
+        by an agent that is not ours."""
 
     async def destroy_sandbox(self) -> None: ...
 

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 from shim import oci
 from shim.agent.api import Agent, ContainerStats, ProcessIds, StdioPorts, Storage
+from shim.agent.network import interface_message, neighbour_message, route_message
 from shim.agent.spec import process_message, resources_message, spec_message
 from shim.agent.stats import container_stats
 from shim.errors import Internal, NotFound, ShimError, from_status
+from shim.network.api import Interface, Neighbour, Route
 from shim.pb import grpc
 from shim.pb.kata_py import guest as pb_guest
 from shim.ttrpc.channel import Channel
@@ -82,6 +84,23 @@ class KataAgent(Agent):
             sandbox_pidns=shared_pidns,
         )
         await _bounded(self._agent.create_sandbox(request, timeout=self._call_s))
+
+    async def update_interface(self, interface: Interface) -> None:
+        request = grpc.UpdateInterfaceRequest(interface=interface_message(interface))
+        await _bounded(self._agent.update_interface(request, timeout=self._call_s))
+
+    async def update_routes(self, routes: Sequence[Route]) -> None:
+        request = grpc.UpdateRoutesRequest(routes=grpc.Routes([route_message(route) for route in routes]))
+        await _bounded(self._agent.update_routes(request, timeout=self._call_s))
+
+    async def add_arp_neighbours(self, neighbours: Sequence[Neighbour]) -> None:
+        entries = grpc.ArpNeighbors([neighbour_message(neighbour) for neighbour in neighbours])
+        request = grpc.AddArpNeighborsRequest(neighbors=entries)
+        await _bounded(self._agent.add_arp_neighbors(request, timeout=self._call_s))
+
+    async def forward_port(self, port: int) -> int:
+        request = pb_guest.ForwardPortRequest(port=port)
+        return (await _bounded(self._guest.forward_port(request, timeout=self._call_s))).vsock_port
 
     async def destroy_sandbox(self) -> None:
         request = grpc.DestroySandboxRequest()

@@ -36,7 +36,10 @@ class SnapshotUnusable(ResourceExhausted):
 @dataclass(frozen=True, slots=True)
 class VmSpec:
     """The machine to make. `kernel_params` are appended after the hypervisor's own. With a `snapshot`, which
-    must be of the same machine, it does not boot but goes on from there."""
+    must be of the same machine, it does not boot but goes on from there.
+
+    `netns` is where the VMM runs: the path of a network namespace, "" for a new one of its own, None for the
+    caller's."""
 
     name: str
     run_dir: Path
@@ -47,6 +50,7 @@ class VmSpec:
     vcpus: int
     accelerator: Accelerator = "auto"
     snapshot: Snapshot | None = None
+    netns: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,16 @@ class VhostUserFs:
     socket: Path
 
 
-Device = VhostUserVsock | VhostUserFs
+@dataclass(frozen=True, slots=True)
+class VirtioNet:
+    """A NIC with address `mac`; `fd` is a tap with packet headers (IFF_VNET_HDR). It stays the caller's."""
+
+    id: str
+    fd: int
+    mac: str
+
+
+Device = VhostUserVsock | VhostUserFs | VirtioNet
 
 
 @dataclass(frozen=True, slots=True)

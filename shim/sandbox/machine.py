@@ -31,10 +31,12 @@ from shim.hypervisor.api import (
     VmSpec,
 )
 from shim.log import Log
+from shim.network.api import HostNetwork
 from shim.record import Record
 from shim.rootfs.api import RootfsShare
 from shim.sandbox.background import Background
 from shim.sandbox.guest import Guest, Limits
+from shim.sandbox.network import SandboxNetwork
 from shim.sandbox.transforms import SANDBOX_SHM
 from shim.stdio.wiring import Wiring
 from shim.vsock.api import VsockDevice
@@ -93,6 +95,7 @@ class Parts:
     device: DeviceProcess
     share: RootfsShare
     connect_agent: Callable[[VsockDevice, float], Awaitable[Agent]]
+    network: HostNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +125,10 @@ class Machine:
         self.reject_snapshot = reject_snapshot  # no VM is to be restored from it any more
         self._parts, self._spec, self._port = parts, spec, port
         self._record, self._limits, self._log = record, limits, log
+        self._network = SandboxNetwork(parts.network, spec.netns or "", record, log)
         self._stack = AsyncExitStack()
         self._background = Background(log)
+        self._guest: Guest | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._resumed = False
         self._killer = ""  # the part whose end was not the guest's doing
@@ -179,18 +184,26 @@ class Machine:
             self._stopping = asyncio.create_task(self._stop(), name="stop machine")
         await asyncio.shield(self._stopping)
 
+    async def rescan_network(self) -> None:
+        """Take what has come into the VMM's own network namespace since the boot, which has succeeded."""
+        assert self._guest is not None
+        await self._network.rescan(self._parts.hypervisor, self._guest.agent, self._parts.device.client)
+
     async def _boot(self, settings: SandboxSettings, on_running: Callable[[], None]) -> Guest:
         parts = self._parts
         # Undone in reverse: the VM first, then the device, which still writes out what the VM has sent.
+        self._undo("network", self._network.aclose)
         self._undo("share", parts.share.aclose)
         self._undo("device", parts.device.aclose)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._start_share())
             group.create_task(self._start_device())
             group.create_task(self._start_vm())
+            group.create_task(self._network.prepare())
         await parts.hypervisor.add_device(VhostUserVsock("vsock0", parts.device.vhost_user_fd))
         parts.device.handed_over()
         await parts.hypervisor.add_device(VhostUserFs("share0", parts.share.tag, parts.share.socket))
+        await self._network.plug(parts.hypervisor)
         await parts.hypervisor.resume()
         self._on_resumed()
         on_running()
@@ -202,6 +215,7 @@ class Machine:
             version = group.create_task(agent.check())
             group.create_task(agent.set_guest_date_time(time.time_ns()))
             group.create_task(agent.reseed_random(os.urandom(_ENTROPY_BYTES)))
+            group.create_task(self._network.configure(agent, parts.device.client))
             group.create_task(
                 agent.create_sandbox(
                     settings.sandbox_id,
@@ -213,7 +227,8 @@ class Machine:
             )
         self._log.debug("agent answers", version=version.result())
         stdio = Wiring(parts.device.client, agent, self._port, self._log)
-        return Guest(agent, stdio, parts.share, parts.hypervisor.pid)
+        self._guest = Guest(agent, stdio, parts.share, parts.hypervisor.pid)
+        return self._guest
 
     def _on_resumed(self) -> None:
         self._resumed = True

@@ -118,8 +118,13 @@ class Sandbox:
 
     async def start(self, container_id: str, exec_id: str) -> int:
         container = self.container(container_id)
-        work = container.start_exec(exec_id) if exec_id else container.start()
+        work = container.start_exec(exec_id) if exec_id else self._start(container)
         return await self._background.finish(work, f"start {container_id} {exec_id}")
+
+    async def _start(self, container: Container) -> int:
+        if self._machine is not None and container.pid:
+            await self._machine.rescan_network()
+        return await container.start()
 
     async def delete(self, container_id: str, exec_id: str) -> tuple[int, ExitStatus]:
         """The pid and exit status of what was deleted. A container that is being created is given up: its

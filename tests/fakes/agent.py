@@ -8,6 +8,7 @@ from typing import Any
 
 from shim.agent.api import ContainerStats, ProcessIds, StdioPorts, Storage
 from shim.errors import NotFound, ShimError, Unavailable
+from shim.network.api import Interface, Neighbour, Route
 
 
 class FakeAgent:
@@ -15,7 +16,7 @@ class FakeAgent:
 
     `fail` maps the name of a method to the error it raises; `hold` to an event it waits for first. `calls` lists
     the methods in order, `ports` and `specs` what processes were made with. `ooms` is where a test puts the ids of
-    containers that were out of memory.
+    containers that were out of memory. A TCP port is forwarded to the vsock port with 10000 added.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,9 @@ class FakeAgent:
         self.ports: dict[ProcessIds, StdioPorts | None] = {}
         self.sizes: dict[ProcessIds, tuple[int, int]] = {}
         self.signals: list[tuple[ProcessIds, int, bool]] = []
+        self.interfaces: list[Interface] = []
+        self.routes: list[Route] = []
+        self.neighbours: list[Neighbour] = []
         self.paused: set[str] = set()
         self.limits: dict[str, Mapping[str, Any]] = {}
         self.stats = ContainerStats()
@@ -77,6 +81,22 @@ class FakeAgent:
     ) -> None:
         self.hostname, self.storages = hostname, list(storages)
         await self._do("create_sandbox")
+
+    async def update_interface(self, interface: Interface) -> None:
+        await self._do("update_interface")
+        self.interfaces.append(interface)
+
+    async def update_routes(self, routes: Sequence[Route]) -> None:
+        await self._do("update_routes")
+        self.routes += routes
+
+    async def add_arp_neighbours(self, neighbours: Sequence[Neighbour]) -> None:
+        await self._do("add_arp_neighbours")
+        self.neighbours += neighbours
+
+    async def forward_port(self, port: int) -> int:
+        await self._do("forward_port")
+        return 10000 + port
 
     async def destroy_sandbox(self) -> None:
         await self._do("destroy_sandbox")

@@ -63,6 +63,7 @@ class FakeVsockDevice:
     def __init__(self, *, automatic: bool = True) -> None:
         self.automatic = automatic
         self.streams: dict[int, FakeStream] = {}
+        self.ports: list[int] = []  # the guest's, of the streams
         self.fail: ShimError | None = None
         self.fail_after = 0  # as many streams are taken before `fail` is raised
 
@@ -76,6 +77,7 @@ class FakeVsockDevice:
         host_port = 0x40000000 + len(self.streams)
         stream = FakeStream(os.dup(fd), host_port, self.automatic)
         self.streams[host_port] = stream
+        self.ports.append(port)
         return stream
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from shim.ttrpc.server import Server
 from shim.ttrpc.service import from_grpclib
 from tests.fakes.agent import FakeAgent
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.network import FakeHostNetwork
 from tests.fakes.share import FakeShare
 from tests.fakes.vsock_device import FakeDeviceProcess, FakeStream, FakeVsockDevice
 
@@ -51,6 +52,8 @@ class Stack:
         self.device = FakeVsockDevice()
         self.device_process = FakeDeviceProcess(self.device)
         self.share = FakeShare()
+        self.network = FakeHostNetwork()
+        self.netns: str | None = None  # of the machines
         self.hypervisor = FakeHypervisor(pid=os.getpid())
         self.snapshot: Snapshot | None = None  # of the first machine
         self.rejected: ShimError | None = None  # why the snapshot of the first machine is no good
@@ -80,8 +83,10 @@ class Stack:
             self.agent.fail.update(
                 {name: error for name, error in failing.items() if name not in self.mended}
             )
-        parts = Parts(self.hypervisor, self.device_process, self.share, self._connect)
-        vm = VmSpec("c1", self.directory, Path("/k"), Path("/i"), (), 128, 1, snapshot=self.snapshot)
+        parts = Parts(self.hypervisor, self.device_process, self.share, self._connect, self.network)
+        vm = VmSpec(
+            "c1", self.directory, Path("/k"), Path("/i"), (), 128, 1, snapshot=self.snapshot, netns=self.netns
+        )
         return Machine(
             parts, vm, self.record, port=self.port, limits=LIMITS, log=self.log, reject_snapshot=self._reject
         )

@@ -12,7 +12,16 @@ from typing import assert_never
 
 from shim.children import Child, find_program, spawn
 from shim.errors import FailedPrecondition, ShimError, Unavailable
-from shim.hypervisor.api import Device, Fingerprint, Snapshot, VhostUserFs, VhostUserVsock, VmExit, VmSpec
+from shim.hypervisor.api import (
+    Device,
+    Fingerprint,
+    Snapshot,
+    VhostUserFs,
+    VhostUserVsock,
+    VirtioNet,
+    VmExit,
+    VmSpec,
+)
 from shim.hypervisor.qemu import accelerator, cmdline, memory
 from shim.hypervisor.qemu.console import Console
 from shim.hypervisor.qemu.migration import Migration
@@ -67,7 +76,7 @@ class QemuHypervisor:
                         spec, chosen, qmp_fd=qmp_fd, console_fd=console_fd, memory_fd=memory_fd
                     )
                     child = spawn(
-                        [self._program, *options],
+                        [*_in_netns(spec.netns), self._program, *options],
                         pass_fds=(qmp_fd, console_fd, memory_fd),
                         on_line=self._on_message,
                     )
@@ -100,6 +109,8 @@ class QemuHypervisor:
                     {"type": "unix", "data": {"path": str(device.socket)}},
                     {"driver": "vhost-user-fs-pci", "tag": device.tag, "queue-size": 1024},
                 )
+            case VirtioNet():
+                await self._plug_nic(device)
             case _:
                 assert_never(device)
 
@@ -204,6 +215,22 @@ class QemuHypervisor:
             await self._remove_chardev(chardev)
             raise
 
+    async def _plug_nic(self, device: VirtioNet) -> None:
+        backend = f"{device.id}-tap"
+        await self._execute("getfd", {"fdname": backend}, fd=device.fd)
+        await self._execute("netdev_add", {"type": "tap", "id": backend, "fd": backend})
+        properties = {
+            "driver": "virtio-net-pci",
+            "disable-legacy": "on",
+            "mac": device.mac,
+            "netdev": backend,
+        }
+        await self._execute(
+            "device_add",
+            # Nobody boots from it: no option ROM, which would be another package's file.
+            {**properties, "id": device.id, "romfile": "", "bus": cmdline.HOTPLUG_BUS},
+        )
+
     async def _remove_chardev(self, chardev: str) -> None:
         try:
             await self._execute("chardev-remove", {"id": chardev})
@@ -257,3 +284,10 @@ class QemuHypervisor:
             self._console_log.info(line)
         if self._awaited_line is not None and self._awaited_line[0] in line:
             self._awaited_line[1].set()
+
+
+def _in_netns(netns: str | None) -> list[str]:
+    """The words before a command that is to run there."""
+    if netns is None:
+        return []
+    return ["nsenter", f"--net={netns}", "--"] if netns else ["unshare", "--net", "--"]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shim.errors import ChildFailed, FailedPrecondition, NotFound, Unavailable
-from shim.hypervisor.api import VhostUserFs, VhostUserVsock, VmSpec
+from shim.hypervisor.api import VhostUserFs, VhostUserVsock, VirtioNet, VmSpec
 from shim.hypervisor.qemu.driver import QemuHypervisor
 from shim.hypervisor.qemu.qmp import QmpError
 from shim.log import Log
@@ -281,5 +283,42 @@ def test_a_flooding_console_neither_blocks_nor_grows(make: Make) -> None:
         await vm.start(SPEC)
         await vm.resume()
         assert (await vm.stop()).status == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_nic_gets_its_tap_as_a_descriptor(make: Make, tmp_path: Path) -> None:
+    body = f"""
+    def answer(command, arguments, fds):
+        with open({str(tmp_path / "asked")!r}, "a") as file:
+            print(json.dumps([command, arguments, len(fds)]), file=file)
+    serve(answer)
+    """
+
+    async def scenario() -> None:
+        vm = make(body)
+        await vm.start(SPEC)
+        tap = os.open("/dev/null", os.O_RDWR)
+        await vm.add_device(VirtioNet("net0", tap, "02:00:00:00:00:01"))
+        os.close(tap)  # it is the caller's
+        await vm.stop()
+
+    asyncio.run(scenario())
+    asked = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
+    (getfd, netdev, device) = asked[1:4]  # behind qmp_capabilities
+    assert getfd == ["getfd", {"fdname": "net0-tap"}, 1]
+    assert netdev == ["netdev_add", {"type": "tap", "id": "net0-tap", "fd": "net0-tap"}, 0]
+    assert device[0] == "device_add"
+    assert device[1].items() >= {"netdev": "net0-tap", "mac": "02:00:00:00:00:01", "bus": "bridge0"}.items()
+
+
+@pytest.mark.parametrize("netns", ["", "/proc/self/ns/net"])
+def test_the_vmm_runs_in_the_namespace_that_is_named_or_one_of_its_own(make: Make, netns: str) -> None:
+    async def scenario() -> None:
+        vm = make("serve(ok)")
+        await vm.start(replace(SPEC, netns=netns))
+        same = os.stat(f"/proc/{vm.pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino
+        assert same == bool(netns)
+        await vm.stop()
 
     asyncio.run(scenario())
