@@ -1,0 +1,230 @@
+"""A pod's network in the VM: real namespaces, bridges and packets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from integration.conftest import PAYLOAD_HASH
+from integration.ctr import Ctr
+from integration.netns import ETH0, NEIGHBOUR, Lan, Netns
+from integration.sandbox import members, wait_gone
+from integration.test_task import until
+
+pytestmark = pytest.mark.vm
+WHOLE = [PAYLOAD_HASH, str(8 << 20)]
+
+# What the container serves: the payload as a web server that knows nothing but the loopback, one for each family;
+# the payload on all addresses; and the hash of what a client has sent once it has sent all of it.
+SERVERS = """
+httpd -p 127.0.0.1:7001 -h /
+httpd -p [::1]:7002 -h /
+nc -ll -p 7003 -e cat /payload &
+nc -ll -p 7004 -e sha256sum &
+exec sleep 100000
+"""
+# Reads from an address to the end: the hash of what came, its length, and what went wrong.
+READ = """
+import hashlib, socket, sys
+digest, size = hashlib.sha256(), 0
+try:
+    s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30)
+    s.sendall(sys.stdin.buffer.read())
+    s.shutdown(socket.SHUT_WR)
+    while data := s.recv(65536):
+        digest.update(data); size += len(data)
+        last = data
+    print(digest.hexdigest(), size, last[-100:])
+except OSError as error:
+    print(type(error).__name__)
+"""
+FETCH = """
+import hashlib, sys, urllib.request
+print(hashlib.sha256(urllib.request.urlopen(sys.argv[1], timeout=30).read()).hexdigest())
+"""
+# One echo request of the size that `ping` sends (no `ping` on a small Debian).
+PING = """
+import socket, struct, sys
+data = struct.pack("!BBHHH", 8, 0, 0, 7, 1) + bytes(56)
+total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+s.settimeout(10)
+s.connect((sys.argv[1], 0))
+s.send(data[:2] + struct.pack("!H", total) + data[4:])
+while s.recv(2048)[20] != 0:  # ICMP behind the IP header: an echo reply
+    pass
+print("answered")
+"""
+# Sends so many bytes to one client.
+SERVE = """
+import socket, sys
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("ready", flush=True)
+peer, _ = listener.accept()
+peer.sendall(b"x" * int(sys.argv[3]))
+"""
+# `ctr run --cni` with plugins and settings that nobody else sees, in the namespace where the bridge is to be.
+CNI = """
+mount -t tmpfs none /opt && mkdir -p /opt/cni && ln -s /usr/lib/cni /opt/cni/bin &&
+mount -t tmpfs none /etc && mkdir -p /etc/cni/net.d && mount -t tmpfs none /var/lib/cni &&
+echo "$CNI" >/etc/cni/net.d/1.conflist && exec nsenter --net="$NETNS" -- "$@"
+"""
+CNI_NETWORK = """{"cniVersion": "0.4.0", "name": "kpt", "plugins": [{"type": "bridge", "bridge": "cni0",
+ "isGateway": true, "ipam": {"type": "host-local", "routes": [{"dst": "0.0.0.0/0"}],
+ "ranges": [[{"subnet": "10.66.0.0/24"}]]}}]}"""
+
+
+@pytest.fixture(scope="module")
+def lan(ctr: Ctr) -> Iterator[Lan]:
+    lan = Lan(ctr.daemon.namespace)
+    yield lan
+    lan.remove()
+
+
+@pytest.fixture(scope="module")
+def pod(lan: Lan) -> Netns:
+    return lan.pod()
+
+
+@pytest.fixture(scope="module")
+def box(ctr: Ctr, pod: Netns) -> Iterator[str]:
+    """A running container whose sandbox has the pod's network."""
+    container = ctr.new_id()
+    options = ["-d", "--null-io", "--with-ns", f"network:{pod.path}"]
+    ctr(*ctr.run_args(container, "sh", "-c", SERVERS, options=options)).ok()
+    until("it serves", lambda: said(ctr, container, "netstat -ltn").count(":700") == 4)
+    yield container
+    ctr.remove(container)
+    assert pod.links() == {"lo", "eth0", "net1"}
+    assert pod.qdiscs() == set()
+
+
+def said(ctr: Ctr, box: str, command: str) -> str:
+    return ctr.exec(box, "sh", "-c", command).ok().text
+
+
+def test_the_guest_has_the_interfaces_of_the_pod(ctr: Ctr, box: str, pod: Netns) -> None:
+    text = said(ctr, box, "ip addr; ip route; ip -6 route; ip neigh; cat /sys/class/net/*/address")
+    for name in ("eth0", "net1"):
+        (link,) = pod.ip("link", "show", "dev", name)
+        assert link["address"] in text
+    assert "eth0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1400" in text
+    assert "net1: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500" in text
+    for expected in (
+        *("inet 10.88.0.2/24 brd 10.88.0.255", "inet6 fd88::2/64", "inet 10.99.0.2/24"),
+        *("default via 10.88.0.1 dev eth0", "10.77.0.0/16 via 10.99.0.1 dev net1"),
+        *("default via fd88::1 dev eth0", f"{NEIGHBOUR[0]} dev eth0 lladdr {NEIGHBOUR[1]}"),
+    ):
+        assert expected in text, text
+    assert "tentative" not in text
+
+
+def test_the_vmm_is_in_the_pod_s_namespace(ctr: Ctr, box: str, pod: Netns) -> None:
+    pid, _ = ctr.tasks()[box]
+    assert os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(pod.path).st_ino
+
+
+def test_ping_both_ways_and_by_the_second_interface(ctr: Ctr, box: str, lan: Lan) -> None:
+    # 1372 bytes and 28 of headers: the largest packet that fits into the interface's MTU.
+    said(ctr, box, "ping -c1 -W5 -s 1372 10.88.0.1 && ping -c1 -W5 10.99.0.1 && ping -6 -c1 -W5 fd88::1")
+    for address in ("10.88.0.2", "10.99.0.2"):
+        assert lan.netns.python(PING, address) == b"answered\n"
+
+
+def test_tcp_both_ways(ctr: Ctr, box: str, lan: Lan) -> None:
+    server = subprocess.Popen(
+        lan.netns.argv("python3", "-c", SERVE, "10.88.0.1", "7001", str(3 << 20)), stdout=subprocess.PIPE
+    )
+    assert server.stdout and server.stdout.readline() == b"ready\n"
+    expected = hashlib.sha256(b"x" * (3 << 20)).hexdigest()
+    assert expected in said(ctr, box, "nc 10.88.0.1 7001 </dev/null | sha256sum")
+    server.communicate(timeout=10)
+    for address in ("10.88.0.2", "10.99.0.2", "fd88::2"):
+        assert lan.netns.python(READ, address, "7003").decode().split()[:2] == WHOLE
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7001", "[::1]:7002", "127.0.0.1:7002"])
+def test_a_port_of_the_guest_s_loopback_is_one_of_the_pod_s(
+    ctr: Ctr, box: str, pod: Netns, address: str
+) -> None:
+    assert pod.python(FETCH, f"http://{address}/payload").decode().strip() == PAYLOAD_HASH
+
+
+def test_a_half_close_is_forwarded(ctr: Ctr, box: str, pod: Netns) -> None:
+    data = os.urandom(3 << 20)
+    answer = pod.python(READ, "127.0.0.1", "7004", stdin=data)
+    assert hashlib.sha256(data).hexdigest().encode() in answer
+
+
+def test_a_port_where_nobody_listens_is_a_reset(ctr: Ctr, box: str, pod: Netns) -> None:
+    for address in ("127.0.0.1", "::1"):
+        assert pod.python(READ, address, "7009").strip() == b"ConnectionResetError"
+
+
+def test_the_shim_takes_no_part_in_forwarding(ctr: Ctr, box: str, pod: Netns) -> None:
+    (before,) = [item for item in members(ctr, box).values() if item.role == "shim"]
+    for _ in range(4):
+        assert pod.python(READ, "127.0.0.1", "7003").decode().split()[:2] == WHOLE
+    (after,) = [item for item in members(ctr, box).values() if item.role == "shim"]
+    assert after.cpu_s - before.cpu_s < 0.2
+
+
+def test_no_container_has_the_host_s_network(ctr: Ctr, box: str) -> None:
+    done = ctr.run("true", options=["--rm", "--net-host"])
+    assert done.code != 0 and "host's network" in done.err
+    done = ctr.run("true", options=["--rm", "--with-ns", "network:/proc/1/ns/net"])
+    assert done.code != 0 and "/proc/1/ns/net" in done.err
+    done = ctr.run("true", options=["--rm", "--with-ns", "network:/run/netns/no-such"])
+    assert done.code != 0 and "/run/netns/no-such" in done.err
+
+
+def test_a_failed_start_and_a_killed_shim_leave_the_namespace_as_it_was(ctr: Ctr, lan: Lan) -> None:
+    pod = lan.pod([ETH0])
+    options = ["--null-io", "--with-ns", f"network:{pod.path}"]
+    assert ctr.run("/no/such/program", options=["--rm", *options]).code != 0
+    assert (pod.links(), pod.qdiscs()) == ({"lo", "eth0"}, set())
+
+    container = ctr.detached("sleep", "1000", options=options)
+    assert (pod.links(), pod.qdiscs()) == ({"lo", "eth0", "tap0_kata"}, {"eth0", "tap0_kata"})
+    everyone = members(ctr, container)
+    os.kill(next(item.pid for item in everyone.values() if item.role == "shim"), signal.SIGKILL)
+    wait_gone(everyone.values(), timeout=8)
+    until("the bundle is gone", lambda: not (ctr.daemon.bundles / container).exists())
+    assert (pod.links(), pod.qdiscs()) == ({"lo", "eth0"}, set())
+    ctr("container", "rm", container).ok()
+
+
+def test_an_empty_namespace_is_a_loopback(ctr: Ctr, lan: Lan) -> None:
+    pod = lan.pod([])
+    options = ["--rm", "--with-ns", f"network:{pod.path}"]
+    assert "127.0.0.1" in ctr.run("ip", "addr", options=options).ok().text
+    began = time.monotonic()
+    pod.remove()
+    lan.pods.remove(pod)
+    assert time.monotonic() - began < 5
+
+
+def test_interfaces_that_come_before_the_start_are_taken(ctr: Ctr, lan: Lan) -> None:
+    """`ctr run --cni`: the namespace is the VMM's own, and is filled between Create and Start."""
+    container = ctr.new_id()
+    script = "ip addr show eth0; ping -c1 -W5 10.66.0.1"
+    argv = ctr.argv(*ctr.run_args(container, "sh", "-c", script, options=["--rm", "--cni"]))
+    environment = {**os.environ, "CNI": CNI_NETWORK, "NETNS": lan.netns.path}
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", CNI, "sh", *argv],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "inet 10.66.0." in done.stdout and "1 packets received" in done.stdout
+    assert lan.netns.links() & {"cni0"} and not [link for link in lan.netns.links() if "veth" in link]
