@@ -85,7 +85,9 @@ class Service:
         return {
             "grpc.AgentService": {method.__name__: method for method in agent},
             "grpc.Health": {"Check": self.Check, "Version": self.Version},
-            "kata_py.guest.Guest": {method.__name__: method for method in (self.ListProcesses, self.ForwardPort)},
+            "kata_py.guest.Guest": {
+                method.__name__: method for method in (self.ListProcesses, self.ForwardPort)
+            },
         }
 
     async def Check(self, _request: Message) -> Message:
