@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
 
 from shim.errors import ChildFailed, FailedPrecondition, NotFound
 
@@ -67,16 +69,14 @@ class Tail:
 
 
 class Child:
-    """A running or ended program. Made by `spawn`."""
+    """A running or ended program, `output` being the read end of its stdout and stderr. Made by `spawn`."""
 
-    def __init__(self, argv: Sequence[str], process: subprocess.Popen[bytes], tail: Tail) -> None:
+    def __init__(self, argv: Sequence[str], pid: int, output: IO[bytes], tail: Tail) -> None:
         self.argv = tuple(argv)
-        self.pid = process.pid
-        self._process, self._tail = process, tail
+        self.pid = pid
+        self._output, self._tail = output, tail
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
-        assert process.stdout is not None
-        self._output = process.stdout
         os.set_blocking(self._output.fileno(), False)
         self._loop.add_reader(self._output.fileno(), self._on_output)
         self._pidfd = os.pidfd_open(self.pid)
@@ -151,7 +151,6 @@ class Child:
         os.close(self._pidfd)
         assert result is not None
         status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
-        self._process.returncode = status  # or subprocess would try to reap it once more
         # What the program wrote last is still in the pipe, which holds no more than these reads take. It may
         # never end by itself: somebody who left the group can have its other end.
         for _ in range(_PIPE_READS):
@@ -196,9 +195,50 @@ def spawn(
         env=env,
         start_new_session=True,
     )
+    assert process.stdout is not None
     try:
-        return Child(argv, process, Tail(on_line))
+        child = Child(argv, process.pid, process.stdout, Tail(on_line))
     except OSError:
         process.kill()
         process.wait()
         raise
+    process.returncode = 0  # or subprocess would try to reap it as well
+    return child
+
+
+def spawn_with_fds(argv: Sequence[str], fds: Mapping[int, int], env: Mapping[str, str]) -> Child:
+    """Start a program that does not die with us. `argv[0]` is a path; `fds` maps the child's numbers (from 3 to
+    9) to our descriptors, `env` is all of its environment.
+
+    stdin is /dev/null; stdout and stderr go to the tail. Needs a running loop. Raises NotFound when the program is
+    not there or cannot be run.
+    """
+    read, write = os.pipe()
+    # Out of the way of the child's numbers. They close in the child by themselves.
+    sources = {
+        number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
+        for number, fd in {1: write, 2: write, **fds}.items()
+    }
+    try:
+        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)]
+        actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd > 2]
+        actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in sources.items()]
+        defaults = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them, which an exec keeps
+        pid = os.posix_spawn(argv[0], tuple(argv), env, file_actions=actions, setsid=True, setsigdef=defaults)
+    except OSError as error:
+        os.close(read)
+        raise NotFound(f"{argv[0]}: {error.strerror}") from error
+    finally:
+        for fd in (write, *sources.values()):
+            os.close(fd)
+    return Child(argv, pid, os.fdopen(read, "rb", buffering=0), Tail())
+
+
+def _inheritable() -> list[int]:
+    """Our descriptors that an exec keeps: those we were started with."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            if os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found

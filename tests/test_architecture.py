@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.vsock.process": BASE | {"shim.children", "shim.vsock"},
     "shim.agent": BASE | {"shim.pb", "shim.ttrpc", "shim.oci", "shim.network.api"},
     "shim.network": BASE | {"shim.children"},
-    "shim.stdio": BASE | {"shim.vsock.api", "shim.agent.api"},
+    "shim.stdio": BASE | {"shim.vsock.api", "shim.agent.api", "shim.record", "shim.children"},
     "shim.sandbox": BASE
     | {"shim.oci", "shim.record", "shim.stdio"}
     | {f"shim.{name}.api" for name in ("hypervisor", "vsock", "agent", "rootfs", "network")},

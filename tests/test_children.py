@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.children import Child, Tail, find_program, spawn
+from shim.children import Child, Tail, find_program, spawn, spawn_with_fds
 from shim.errors import ChildFailed, FailedPrecondition, NotFound
 
 
@@ -230,5 +230,29 @@ def test_no_fds_stay_behind() -> None:
         for _ in range(5):
             await sh("echo x").wait()
         assert sorted(os.listdir("/proc/self/fd")) == before
+
+    asyncio.run(scenario())
+
+
+def test_descriptors_get_the_numbers_that_were_asked_for_and_no_other_is_passed() -> None:
+    async def scenario() -> None:
+        read, write = os.pipe()
+        script = "echo $HOME $X; ls /proc/self/fd; echo said >&7"
+        child = spawn_with_fds(["/bin/sh", "-c", script], {7: write}, {"X": "x"})
+        os.close(write)
+        assert await child.wait() == 0
+        assert child.output_tail.split() == ["x", "0", "1", "2", "3", "7"], "3 is the listing's own"
+        assert os.read(read, 100) == b"said\n"
+        os.close(read)
+
+    asyncio.run(scenario())
+
+
+def test_a_program_with_descriptors_that_is_not_there_is_named_and_costs_none() -> None:
+    async def scenario() -> None:
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(NotFound, match="/no/such: No such file"):
+            spawn_with_fds(["/no/such"], {3: 2}, {})
+        assert os.listdir("/proc/self/fd") == before
 
     asyncio.run(scenario())

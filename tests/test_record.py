@@ -1,7 +1,9 @@
 """The record on disk and the teardown that works from it alone."""
 
+import importlib
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from shim import record
 from shim.errors import DataLoss, DeadlineExceeded, InvalidArgument, NotFound
-from shim.record import Process, Record, lock, place, sandbox_dir, teardown
+from shim.record import LOGGER, Process, Record, lock, place, sandbox_dir, teardown
 from shim.record.removal import mounts_below, remove_tree, unmount
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -251,6 +253,29 @@ def test_teardown_removes_all_that_is_recorded_and_can_be_done_twice(
     assert [child.wait(5) for child in children] == [-9, -9]
     assert not any(path.exists() for path in (tree, file, tmp_path / "sock", run))
     assert teardown(written, soon()) == []
+
+
+def test_a_logger_may_read_its_input_to_the_end_but_not_for_ever(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the device, which is killed, is the end of what a logger reads."""
+    monkeypatch.setattr(importlib.import_module("shim.record.teardown"), "_FLUSH_S", 0.3)
+    written = Record.create("default", "c1", "")
+    device = subprocess.Popen(["sh", "-c", "echo all of it; exec sleep 60"], stdout=subprocess.PIPE)
+    out = run.parent / "out"
+    with out.open("wb") as file:
+        reads = subprocess.Popen(["cat"], stdin=device.stdout, stdout=file)
+    assert device.stdout
+    device.stdout.close()
+    stays = subprocess.Popen(["sleep", "60"])
+    for role, child in ((LOGGER, reads), ("vsock device", device), (LOGGER, stays)):
+        written.add_process(role, child.pid)
+    reaper = threading.Thread(target=reads.wait)  # a zombie's end is not seen by its pidfd alone
+    reaper.start()
+    assert teardown(Record.load(written.run_dir), soon()) == []
+    reaper.join()
+    assert (device.wait(5), reads.returncode, stays.wait(5)) == (-9, 0, -9)
+    assert out.read_bytes() == b"all of it\n"
 
 
 def test_teardown_leaves_other_sandboxes_alone(run: Path) -> None:

@@ -14,12 +14,13 @@ Standard library only and light: `start` imports it.
 """
 
 from shim.record.place import lock, sandbox_dir, write_file
-from shim.record.process import Process
+from shim.record.process import LOGGER, Process
 from shim.record.record import Record
 from shim.record.redirection import Redirection
 from shim.record.teardown import remove_run_dir, teardown
 
 __all__ = [
+    "LOGGER",
     "Process",
     "Record",
     "Redirection",

@@ -7,6 +7,9 @@ import time
 
 from shim.errors import NotFound
 
+# The role of one that has work left when everybody else is dead: what is in its pipes.
+LOGGER = "logger"
+
 _SIGKILL = 9  # the signal module costs 2 ms to import
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 
 from shim.record.place import prune
+from shim.record.process import LOGGER
 from shim.record.removal import mounts_below, remove_socket, remove_tree, unmount
 
 TYPE_CHECKING = False
@@ -13,11 +15,14 @@ if TYPE_CHECKING:
 
     from shim.record.record import Record
 
+_FLUSH_S = 1.0
+
 
 def teardown(record: Record, deadline: float) -> list[str]:
     """Remove what the record names and the runtime directory; what could not be removed, in words.
 
-    Kills processes (but the calling one), then unmounts, then deletes. With problems the record stays, so
+    Kills processes (but the calling one; loggers, whose input ends with that, get a second), then unmounts, then
+    deletes. With problems the record stays, so
     that a later attempt knows what to do. `deadline` is on `time.monotonic`. Idempotent.
     """
     problems: list[str] = []
@@ -29,7 +34,13 @@ def teardown(record: Record, deadline: float) -> list[str]:
             problems.append(f"{what} {path}: {error.strerror or error}")
 
     victims = [process for process in record.processes if process.pid != os.getpid()]
+    loggers = [process for process in victims if process.role == LOGGER]
     for process in victims:
+        if process not in loggers:
+            process.kill()
+    flushed = min(deadline, time.monotonic() + _FLUSH_S)
+    for process in loggers:
+        process.wait_gone(flushed)
         process.kill()
     for process in victims:
         if not process.wait_gone(deadline):

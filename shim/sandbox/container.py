@@ -143,6 +143,9 @@ class Container:
             for process in self.execs.values():
                 process.fail()
                 process.close_streams()
+            await asyncio.gather(
+                *(process.wait_streams_closed() for process in (self.init, *self.execs.values()))
+            )
             self.init.advance(Event.DELETE)
             assert self.init.exit is not None
             self._emit(TaskDeleted(self.id, self.pid, self.init.exit))
@@ -196,13 +199,14 @@ class Container:
             await self._resize_now(guest, process)
         return guest.pid
 
-    def delete_exec(self, exec_id: str) -> ExitStatus:
+    async def delete_exec(self, exec_id: str) -> ExitStatus:
         process = self.process(exec_id)
         if process.state is State.CREATED:
             process.fail()
         process.advance(Event.DELETE)
         process.close_streams()
         del self.execs[exec_id]
+        await process.wait_streams_closed()
         assert process.exit is not None
         return process.exit
 

@@ -38,6 +38,7 @@ from shim.sandbox.background import Background
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.network import SandboxNetwork
 from shim.sandbox.transforms import SANDBOX_SHM
+from shim.stdio.logger import Loggers
 from shim.stdio.wiring import Wiring
 from shim.vsock.api import VsockDevice
 
@@ -126,8 +127,8 @@ class Machine:
         self._parts, self._spec, self._port = parts, spec, port
         self._record, self._limits, self._log = record, limits, log
         self._network = SandboxNetwork(parts.network, spec.netns or "", record, log)
-        self._stack = AsyncExitStack()
-        self._background = Background(log)
+        self._loggers = Loggers(record, log)
+        self._stack, self._background = AsyncExitStack(), Background(log)
         self._guest: Guest | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._resumed = False
@@ -193,6 +194,7 @@ class Machine:
         parts = self._parts
         # Undone in reverse: the VM first, then the device, which still writes out what the VM has sent.
         self._undo("network", self._network.aclose)
+        self._undo("loggers", self._loggers.aclose)
         self._undo("share", parts.share.aclose)
         self._undo("device", parts.device.aclose)
         async with asyncio.TaskGroup() as group:
@@ -226,7 +228,7 @@ class Machine:
                 )
             )
         self._log.debug("agent answers", version=version.result())
-        stdio = Wiring(parts.device.client, agent, self._port, self._log)
+        stdio = Wiring(parts.device.client, agent, self._port, self._loggers, self._log)
         self._guest = Guest(agent, stdio, parts.share, parts.hypervisor.pid)
         return self._guest
 

@@ -153,3 +153,8 @@ class Process:
             self._streams.abandon()
         else:
             self._streams.close()
+
+    async def wait_streams_closed(self) -> None:
+        """After `close_streams`: until its loggers have ended; those of output that is let flow are not waited for."""
+        if self._streams is not None and not self._lingering:
+            await self._streams.wait_closed()

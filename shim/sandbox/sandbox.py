@@ -131,7 +131,7 @@ class Sandbox:
         Create is cancelled and undone, and this raises NotFound."""
         container = self.container(container_id)
         if exec_id:
-            return container.pid, container.delete_exec(exec_id)
+            return container.pid, await container.delete_exec(exec_id)
         if (creating := self._creating.get(container_id)) is not None:
             creating.cancel()
             await asyncio.wait([creating])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 from shim.agent.api import StdioPorts
 from shim.stdio.api import STDERR, STDIN, STDOUT, Carrier
+from shim.stdio.logger import LoggerProcess
 from shim.stdio.output import OutputFifo
 from shim.stdio.stdin import Input
 from shim.vsock.api import Stream, StreamStat
@@ -26,10 +28,12 @@ class Streams:
         streams: dict[str, Stream],
         output_fifos: dict[str, OutputFifo],
         stdin_fifo: Input | None,
+        *,
+        loggers: Sequence[LoggerProcess],
         keepers: contextlib.ExitStack,
     ) -> None:
         self._carrier, self._streams, self._output_fifos = carrier, streams, output_fifos
-        self._stdin_fifo, self._keepers = stdin_fifo, keepers
+        self._stdin_fifo, self._loggers, self._keepers = stdin_fifo, loggers, keepers
         self._stdin = streams.get(STDIN)
         self._outputs = {name: streams[name] for name in (STDOUT, STDERR) if name in streams}
 
@@ -110,6 +114,10 @@ class Streams:
     def close(self) -> None:
         """Close the FIFO ends and control connections. Idempotent; does not end passed streams."""
         self._keepers.close()
+
+    async def wait_closed(self) -> None:
+        """After `close`: until loggers have done their work, or were made to end."""
+        await asyncio.gather(*(logger.wait() for logger in self._loggers))
 
     def abandon(self) -> None:
         """Close everything and end the streams, which no process in the guest has taken or ever will: else the

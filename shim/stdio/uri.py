@@ -3,6 +3,7 @@
 ""                       no stream
 /path  or  fifo:///path  a FIFO (or a file: then it is opened as it is)
 file:///path             outputs: a log file, appended to
+binary:///path?k=v       outputs: a program that logs (binary-v2: one that says with a byte that it is ready)
 
 A URI's path may be percent-encoded, a bare path is taken as it is (net/url of containerd's Go).
 """
@@ -10,11 +11,11 @@ A URI's path may be percent-encoded, a bare path is taken as it is (net/url of c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from shim.errors import InvalidArgument
 
-_SCHEMES = "fifo, file"
+_SCHEMES = "fifo, file, binary, binary-v2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,17 @@ class File:
     path: str
 
 
+@dataclass(frozen=True, slots=True)
+class Logger:
+    """A program that logs. `sends_byte`: it says with a byte that it is ready, not by closing fd 5 alone."""
+
+    program: str
+    args: tuple[str, ...]
+    sends_byte: bool
+
+
 # An output's FIFO, or other file that is there, by its path; or what a URI describes.
-Output = str | File
+Output = str | File | Logger
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,8 @@ def _output(uri: str) -> Output | None:
         return _absolute(uri, path)
     if parts.scheme == "file":
         return File(_absolute(uri, path))
+    if parts.scheme in ("binary", "binary-v2"):
+        return Logger(_absolute(uri, path), _arguments(uri, parts.query), parts.scheme == "binary-v2")
     raise InvalidArgument(f"stdio {uri!r}: unknown scheme {parts.scheme!r}: there are {_SCHEMES}")
 
 
@@ -79,3 +91,14 @@ def _absolute(uri: str, path: str) -> str:
     if not path.startswith("/") or "\0" in path:
         raise InvalidArgument(f"stdio {uri!r}: want an absolute path")
     return path
+
+
+def _arguments(uri: str, query: str) -> tuple[str, ...]:
+    """Keys and values in turn; of a key that comes again, the first value only."""
+    values: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        values.setdefault(key, value)
+    args = tuple(word for pair in values.items() for word in pair)
+    if any("\0" in word for word in args):
+        raise InvalidArgument(f"stdio {uri!r}: a zero byte in an argument")
+    return args

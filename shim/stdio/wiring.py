@@ -10,12 +10,13 @@ from shim.agent.api import Agent, ProcessIds
 from shim.log import Log
 from shim.stdio.api import NAMES, STDERR, STDIN, STDOUT, Carrier
 from shim.stdio.fifo import open_file, open_output
+from shim.stdio.logger import LoggerProcess, Loggers
 from shim.stdio.output import OutputFifo
 from shim.stdio.passed import PassedStdio
 from shim.stdio.rpc import RpcStdio
 from shim.stdio.stdin import Input
 from shim.stdio.streams import Streams
-from shim.stdio.uri import Endpoints, File
+from shim.stdio.uri import Endpoints, File, Logger
 from shim.vsock.api import Stream, StreamRefused, VsockDevice
 
 
@@ -25,8 +26,8 @@ class Wiring:
     A guest that refuses the first stream ever has nobody there who takes any: from then on it is by RPCs.
     """
 
-    def __init__(self, device: VsockDevice, agent: Agent, port: int, log: Log) -> None:
-        self._device, self._agent, self._port, self._log = device, agent, port, log
+    def __init__(self, device: VsockDevice, agent: Agent, port: int, loggers: Loggers, log: Log) -> None:
+        self._device, self._agent, self._port, self._loggers, self._log = device, agent, port, loggers, log
         self._proven = False
 
     async def attach(
@@ -39,18 +40,28 @@ class Wiring:
         """
         fds: dict[str, int] = {}
         fifos: dict[str, OutputFifo] = {}
+        loggers: list[LoggerProcess] = []
         stdin: Input | None = None
         with contextlib.ExitStack() as passed, contextlib.ExitStack() as keepers:
-            for name, endpoint in ((STDOUT, endpoints.stdout), (STDERR, endpoints.stderr)):
-                if isinstance(endpoint, File):
-                    fds[name] = open_file(endpoint.path)
-                elif endpoint is not None:
-                    keeper, fds[name] = open_output(endpoint)
+            outputs = {STDOUT: endpoints.stdout, STDERR: endpoints.stderr}
+            for program in dict.fromkeys(output for output in outputs.values() if isinstance(output, Logger)):
+                logger = await self._loggers.start(program, ids.container_id)
+                loggers.append(logger)
+                keepers.callback(logger.end)
+                for name, fd in ((STDOUT, logger.stdout), (STDERR, logger.stderr)):
+                    passed.callback(os.close, fd)
+                    if outputs[name] == program:
+                        fds[name] = fd
+            for name, output in outputs.items():
+                if isinstance(output, File):
+                    fds[name] = open_file(output.path)
+                    passed.callback(os.close, fds[name])
+                elif isinstance(output, str):
+                    keeper, fds[name] = open_output(output)
+                    passed.callback(os.close, fds[name])
                     if keeper is not None:
                         fifos[name] = OutputFifo(keeper)
                         keepers.callback(fifos[name].close)
-                if name in fds:
-                    passed.callback(os.close, fds[name])
             if endpoints.stdin is not None:
                 stdin = Input(endpoints.stdin, watched=watch_stdin)
                 fds[STDIN] = stdin.fd
@@ -58,7 +69,7 @@ class Wiring:
                 keepers.callback(stdin.close)
             carrier, streams = await self._carry(ids, fds, timeout_s, terminal=terminal)
             keepers.callback(_close, streams, carrier)
-            return Streams(carrier, streams, fifos, stdin, keepers.pop_all())
+            return Streams(carrier, streams, fifos, stdin, loggers=loggers, keepers=keepers.pop_all())
 
     async def _carry(
         self, ids: ProcessIds, fds: dict[str, int], timeout_s: float, *, terminal: bool

@@ -15,7 +15,9 @@ import pytest
 from shim.agent.api import ProcessIds, StdioPorts
 from shim.errors import InvalidArgument, NotFound, Unavailable
 from shim.log import Log
+from shim.record import Record
 from shim.stdio.fifo import open_input, open_output
+from shim.stdio.logger import Loggers
 from shim.stdio.streams import Streams
 from shim.stdio.uri import Endpoints
 from shim.stdio.wiring import Wiring
@@ -49,7 +51,7 @@ def on_fifos(body: Body) -> Callable[[Path], None]:
 
 
 async def attached(device: FakeVsockDevice, endpoints: Endpoints, *, watch_stdin: bool = True) -> Streams:
-    wiring = Wiring(device, FakeAgent(), 1027, LOG)
+    wiring = Wiring(device, FakeAgent(), 1027, Loggers(Record("/", "ns", "c1", ""), LOG), LOG)
     ids = ProcessIds("c1")
     return await wiring.attach(ids, endpoints, 1.0, terminal=False, watch_stdin=watch_stdin)
 

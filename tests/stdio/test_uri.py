@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shim.errors import InvalidArgument
-from shim.stdio.uri import Endpoints, File, Stdio, parse
+from shim.stdio.uri import Endpoints, File, Logger, Stdio, parse
 
 
 def test_paths_and_fifo_uris_are_opened_and_nothing_is_no_stream() -> None:
@@ -21,8 +21,19 @@ def test_a_file_is_for_output() -> None:
     assert parse(Stdio(False, "", "/plain%20path", "")).stdout == "/plain%20path"
 
 
+def test_a_logger_is_a_program_with_the_query_as_its_arguments() -> None:
+    logger = Logger("/bin/my log", ("tag", "a b", "empty", "", "x", "1"), sends_byte=False)
+    uri = "binary:///bin/my%20log?tag=a%20b&empty=&x=1&x=2"
+    assert parse(Stdio(False, "", uri, "/e")) == Endpoints(None, logger, "/e")
+    assert parse(Stdio(False, "", "", "binary-v2:///l")).stderr == Logger("/l", (), sends_byte=True)
+    with pytest.raises(InvalidArgument, match="stdin"):
+        parse(Stdio(stdin=uri))
+
+
 def test_an_unknown_scheme_is_named_with_those_there_are() -> None:
-    with pytest.raises(InvalidArgument, match=r"unknown scheme 'http'.*fifo, file"):
+    with pytest.raises(
+        InvalidArgument, match="unknown scheme 'http': there are fifo, file, binary, binary-v2"
+    ):
         parse(Stdio(stdout="http:///x"))
 
 
@@ -33,7 +44,7 @@ def test_a_terminal_has_no_stderr_whatever_is_given() -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["binary:///bin/l?a=b", "binary-v2:///l", "ttrpc+unix:///s?streaming_id=1", "http://x",
+    ["binary://l?a=b", "binary-v2:///l?a=%00", "ttrpc+unix:///s?streaming_id=1", "http://x",
      "relative", "fifo://relative", "/nul\0", "://", " ", "file://relative", "http:///x", "fifo://[/x"],
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["stdin", "stdout", "stderr"])
