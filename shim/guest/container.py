@@ -80,7 +80,7 @@ class Container:
         async with self._lock:
             if self.init.ended:
                 raise errors.FailedPrecondition(f"container {self.id} has ended")
-            await self._runtime.start(self.id)
+            await self._runtime.start(self.id, hooks=bool(self.spec.get("hooks")))
 
     async def exec(self, exec_id: str, process: dict[str, Any], stdio: Stdio) -> Process:
         """Start another process in the container. Owns `stdio`; on failure the id stays free."""
@@ -185,10 +185,15 @@ class Container:
         async with self._lock:
             try:
                 if self._created:
-                    await self._runtime.delete(self.id)
+                    await self._runtime.delete(self.id, self._ended_in())
                     self._created = False
             finally:
                 self._close()
+
+    def _ended_in(self) -> str:
+        """See `Runtime.delete`."""
+        ended = self._init is not None and self._init.ended and not self.spec.get("hooks")
+        return cgroup.ROOT + self.cgroup if ended else ""
 
     def _close(self) -> None:
         if self._oom is not None:

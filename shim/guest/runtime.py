@@ -18,6 +18,7 @@ import socket
 from collections.abc import Iterator, Mapping
 
 from shim import errors
+from shim.guest import ordinary
 from shim.guest.reaper import Reaper
 from shim.guest.spec import program_error
 
@@ -59,6 +60,7 @@ class Runtime:
 
     def __init__(self, reaper: Reaper, program: str, scratch: str) -> None:
         self._reaper, self.program, self._scratch = reaper, program, scratch
+        self._states = f"{scratch}/crun"
         self._calls = 0
         os.makedirs(scratch, mode=0o700, exist_ok=True)
 
@@ -90,8 +92,10 @@ class Runtime:
         """Run crun to no effect: the first run in a guest takes longer than the others."""
         await self._run(["--version"], [])
 
-    async def start(self, container_id: str) -> None:
-        await self._run(["start"], [container_id])
+    async def start(self, container_id: str, *, hooks: bool = False) -> None:
+        """`hooks`: there are some for crun to run."""
+        if hooks or not ordinary.start(f"{self._states}/{container_id}"):
+            await self._run(["start"], [container_id])
 
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
         """`crun update`: change the limits of its cgroup to the runtime spec's resources."""
@@ -102,9 +106,11 @@ class Runtime:
         finally:
             os.unlink(path)
 
-    async def delete(self, container_id: str) -> None:
-        """Kill what is left, remove crun's state and the cgroup. No error when there is no such container."""
-        await self._run(["delete", "--force"], [container_id])
+    async def delete(self, container_id: str, ended_in: str = "") -> None:
+        """Kill what is left, remove crun's state and the cgroup. No error when there is no such container.
+        `ended_in` is the cgroup's directory if the init process has ended and there are no hooks for crun to run."""
+        if not ended_in or not ordinary.delete(f"{self._states}/{container_id}", ended_in):
+            await self._run(["delete", "--force"], [container_id])
 
     async def _launch(
         self,
@@ -152,7 +158,15 @@ class Runtime:
         args: list[str] | None = None,
     ) -> None:
         log = self._path("log")
-        argv = ["crun", "--log", log, "--log-format=json", "--cgroup-manager=cgroupfs"]
+        argv = [
+            "crun",
+            "--root",
+            self._states,
+            "--log",
+            log,
+            "--log-format=json",
+            "--cgroup-manager=cgroupfs",
+        ]
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
