@@ -88,6 +88,8 @@ def test_metrics_are_prometheus(ctr: Ctr, box: str) -> None:
     assert samples[f"kata_py_sandbox_vm_memory_bytes{labels}}}"] == str(256 << 20)
     stream = f',container="{box}",exec="",stream="stdout",direction="from_guest"}}'
     assert samples[f"kata_py_stream_bytes_total{labels}{stream}"] == str(len(SAID))
+    assert 4096 <= int(samples[f'kata_py_container_memory_bytes{labels},container="{box}"}}']) < 256 << 20
+    assert samples[f'kata_py_container_pids{labels},container="{box}"}}'] == "1"
     assert float(samples[f'kata_py_process_cpu_seconds_total{labels},role="hypervisor"}}']) > 0.1
 
 
