@@ -75,9 +75,9 @@ class Crictl:
         default = {"metadata": metadata, "hostname": name, "log_directory": str(logs), "linux": OWN_PIDS}
         return self._file(name, {**default, **config})
 
-    def run_pod(self, **config: Any) -> Pod:
+    def run_pod(self, handler: str = "", **config: Any) -> Pod:
         path = self.pod_config(**config)
-        done = self("runp", "--runtime", self.handler, str(path))
+        done = self("runp", "--runtime", handler or self.handler, str(path))
         return Pod(self, done.ok().text.strip(), path)
 
     def pods(self) -> list[str]:

@@ -64,6 +64,13 @@ class CriContainerd(Containerd):
     ):
         self.snapshotter = snapshotter
         super().__init__(version, programs, shims, settings, level)
+        # A second runtime, as we tell people to configure it, with a settings file of its own.
+        self.own_settings = self.root / "own/kata-py.toml"
+        snippet = self.tool(
+            "config", "containerd", "--version", version, "--config-path", str(self.own_settings)
+        )
+        with (self.root / "config.toml").open("a") as file:
+            file.write(snippet.replace("runtimes.kata-py", "runtimes.kata-py-own"))
         self._netns = self.root.name
         self.net = Path("/run/netns", self._netns)
         self.prefix = ("nsenter", f"--net={self.net}")

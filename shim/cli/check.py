@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from shim.template.store import Store, inputs
 
 _OLDEST_QEMU, _OLDEST_CONTAINERD = (7, 2), (1, 6)
 _QEMU_PACKAGES = "apt-get install qemu-system-x86 qemu-system-common"
+
+_PACKAGES = {"util-linux": ("setpriv", "nsenter", "unshare"), "iproute2": ("ip", "tc")}
+_TUN = Path("/dev/net/tun")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,13 @@ def check(config: Config, daemon: Containerd) -> Iterator[Finding]:
     yield _accelerator(config)
     yield _hypervisor(config)
     yield _program("virtiofsd", lambda: virtiofsd.find(config.virtiofsd), _QEMU_PACKAGES)
-    yield _program("util-linux", lambda: find_program(["setpriv"]), "apt-get install util-linux")
+    for package, programs in _PACKAGES.items():
+        yield _program(
+            package,
+            lambda programs=programs: ", ".join(find_program([name]) for name in programs),  # type: ignore[misc]
+            f"apt-get install {package}",
+        )
+    yield _network()
     yield from _guest(config)
     yield _template(config)
     yield _containerd(daemon)
@@ -109,6 +119,14 @@ def _program(what: str, find: Callable[[], str], mend: str) -> Finding:
         return Finding(what, "ok", find())
     except ShimError as error:
         return Finding(what, "bad", str(error), mend)
+
+
+def _network() -> Finding:
+    try:
+        os.close(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return Finding("network", "bad", f"no network for pods: {_TUN}: {error.strerror}", "modprobe tun")
+    return Finding("network", "ok", str(_TUN))
 
 
 def _guest(config: Config) -> Iterator[Finding]:

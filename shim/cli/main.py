@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 
 import click
@@ -42,10 +41,6 @@ def main() -> int:
         return error.exit_code
     except click.Abort:
         return 130
-    except BrokenPipeError:
-        # Whoever read it has seen enough; what is still buffered must go somewhere at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except (ShimError, OSError) as error:
         print(f"kata-py: {error}", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import psutil
 
-from shim.errors import InvalidArgument, NotFound, PermissionDenied, ShimError
+from shim.errors import DataLoss, InvalidArgument, NotFound, PermissionDenied, ShimError
 from shim.introspect.client import ShimClient
 from shim.introspect.usage import Usage
 from shim.pb.kata_py.introspect import SandboxResponse
@@ -60,7 +60,8 @@ class Sandbox:
 
 
 def records() -> list[Record]:
-    """Every sandbox there is, by namespace and id. One that `start` is only just making has no record yet."""
+    """Every sandbox there is, by namespace and id. One that `start` is only just making has no record yet; of one
+    whose record makes no sense (another version's, say) only its directory is known."""
     found = []
     try:
         for run_dir in Path(place.RUN_DIR).glob("*/*/"):
@@ -68,6 +69,8 @@ def records() -> list[Record]:
                 found.append(Record.load(str(run_dir)))
             except NotFound:
                 continue
+            except DataLoss:
+                found.append(Record(str(run_dir), run_dir.parent.name, run_dir.name, ""))
     except PermissionError as error:
         raise PermissionDenied(f"{error.filename}: only root may look at sandboxes") from error
     return sorted(found, key=lambda record: (record.namespace, record.sandbox_id))
@@ -109,8 +112,11 @@ def look(found: Iterable[Record], *, streams: bool = False, usage: bool = False)
 async def _ask(sandbox: Sandbox, *, streams: bool, usage: bool) -> None:
     record = sandbox.record
     daemon = record.daemon()
-    if daemon is None or not daemon.alive():
-        sandbox.problem = f"its shim (pid {daemon.pid if daemon else '?'}) is dead"
+    if daemon is None:
+        sandbox.problem = f"{record.run_dir}/record.json names no shim"
+        return
+    if not daemon.alive():
+        sandbox.problem = f"its shim (pid {daemon.pid}) is dead"
         return
     try:
         client = await ShimClient.connect(record.address, TIMEOUT_S)

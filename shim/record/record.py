@@ -55,7 +55,7 @@ class Record:
             record.mounts = [_absolute(item) for item in data["mounts"]]
             record.sockets = [_absolute(item) for item in data["sockets"]]
             record.paths = [_absolute(item) for item in data["paths"]]
-            for item in data["redirections"]:
+            for item in data.get("redirections", ()):  # a record of before there were any
                 links = [_text(link) for link in item["links"]]
                 redirection = Redirection(_absolute(item["netns"]), _text(item["identity"]), links)
                 record.redirections.append(redirection)

@@ -85,6 +85,17 @@ def test_what_is_bad_says_what_mends_it(
     assert finding.state == "bad" and said in finding.text and mend in finding.mend
 
 
+def test_a_host_without_tun_or_iproute2_gives_pods_no_network(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.cli.check._TUN", tmp_path / "tun")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    all_of_it = found(config, containerd(tmp_path))
+    assert all_of_it["network"].mend == "modprobe tun" and all_of_it["network"].state == "bad"
+    assert all_of_it["iproute2"].mend == "apt-get install iproute2"
+    assert all_of_it["util-linux"].text == "program not found: setpriv"
+
+
 def test_containerd_may_be_absent_old_or_stopped(config: Config, tmp_path: Path) -> None:
     assert found(config, Containerd(None, None, None, ""))["containerd"].state == "bad"
     assert "want 1.6" in found(config, containerd(tmp_path, version="1.5.9"))["containerd"].text

@@ -35,10 +35,11 @@ def test_an_unknown_sandbox_is_one_line_and_status_1(tool: Tool, command: tuple[
     assert done.err == "kata-py: sandbox 's2': there is none (kata-py ps lists what there is)\n"
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    command = f"{PROGRAM} env | head -n 1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[kata_py]", "0"] and done.stderr == ""
+def test_a_reader_that_has_seen_enough_is_no_reason_to_complain() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{PROGRAM} env | head -n 1"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[kata_py]\n" and done.stderr == ""
 
 
 def test_the_shell_can_complete_commands() -> None:

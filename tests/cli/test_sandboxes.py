@@ -73,6 +73,18 @@ def test_the_dead_the_hung_and_the_foreign_are_told_and_cost_no_time(tool: Tool)
     assert found["hung"].pid("daemon") == os.getpid()
 
 
+def test_a_record_that_makes_no_sense_hides_nobody(tool: Tool) -> None:
+    broken = tool.record("broken")
+    tool.record("whole")
+    Path(broken.run_dir, "record.json").write_text("{}")
+    found = sandboxes.look(sandboxes.records())
+    assert [(item.record.sandbox_id, item.state) for item in found] == [
+        ("broken", "no shim"),
+        ("whole", "silent"),
+    ]
+    assert found[0].problem == f"{broken.run_dir}/record.json names no shim"
+
+
 def test_a_pid_that_was_given_to_somebody_else_is_nobody(tool: Tool, tmp_path: Path) -> None:
     record = tool.record()
     record.processes[0].start_time += 1
