@@ -28,10 +28,12 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 def _quote(value: object) -> str:
     text = str(value)
-    if text and all(char in _PLAIN for char in text):
+    if text and _PLAIN.issuperset(text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
-    return '"' + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in escaped) + '"'
+    if not escaped.isprintable():  # a guest's console can say much: character by character only when needed
+        escaped = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in escaped)
+    return f'"{escaped}"'
 
 
 def encode(now_ns: int, level: str, message: str, fields: dict[str, object]) -> bytes:

@@ -123,7 +123,7 @@ async def _ask(sandbox: Sandbox, *, streams: bool, usage: bool) -> None:
         try:
             sandbox.live = await client.sandbox(streams=streams)
             for container in sandbox.live.containers if usage else ():
-                if container.processes[0].state == "running":
+                if container.processes[0].state in ("running", "paused"):
                     sandbox.usage[container.id] = await client.usage(container.id)
         finally:
             await client.aclose()

@@ -6,6 +6,7 @@ import pytest
 from shim.bootstrap.info import VERSION
 
 from .conftest import Tool
+from .test_exec import CODE
 from .test_template import PROGRAM
 
 
@@ -56,6 +57,15 @@ def test_the_shell_can_complete_commands() -> None:
         check=True,
     )
     assert done.stdout == "plain,logs\n"
+
+
+def test_the_shell_can_complete_sandboxes(tool: Tool) -> None:
+    for name in ("web-1", "web-2", "db"):
+        tool.record(name)
+    words = {"_KATA_PY_COMPLETE": "bash_complete", "COMP_WORDS": "kata-py logs we", "COMP_CWORD": "2"}
+    command = [sys.executable, "-c", CODE, str(tool.folder / "run")]
+    done = subprocess.run(command, env=words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["plain,web-1", "plain,web-2"]
 
 
 def test_the_daemon_s_command_imports_no_other(tool: Tool) -> None:
