@@ -2,9 +2,10 @@
 
     QEMU                                              we
                                    migrate-set-capabilities: events, x-ignore-shared
-                                   getfd "state" (+ the file)
-                                   migrate fd:state   or   migrate-incoming fd:state
+                                   getfd "state", or from QEMU 8.2 on add-fd (+ the file)
+                                   migrate or migrate-incoming, by fd:state or file:/dev/fdset/2
     MIGRATION {"status": "completed"}   or   "failed", or QEMU ends with the reason on stderr
+                                   remove-fd
 
 `x-ignore-shared` leaves out memory that is a shared mapping of a file; it is experimental by name only, and
 the same from QEMU 4 to 10. Source: qapi/migration.json.
@@ -25,6 +26,8 @@ from shim.hypervisor.qemu.memory import open_saved
 from shim.hypervisor.qemu.qmp import Event, Json, QmpClient
 
 _TIMEOUT_S = 30.0
+_FD_SET = 2  # the console's is 1 (cmdline)
+_STREAM = "fd:state"
 _CAPABILITIES: Json = {
     "capabilities": [{"capability": name, "state": True} for name in ("events", "x-ignore-shared")]
 }
@@ -70,12 +73,12 @@ class Migration:
     async def _run(self, command: str, qmp: QmpClient, child: Child, state: int) -> None:
         """ChildFailed when QEMU ends over it, Internal with its reason when it only fails."""
         await qmp.execute("migrate-set-capabilities", _CAPABILITIES)
-        await qmp.execute("getfd", {"fdname": "state"}, fds=(state,))
+        uri = await _hand_over(qmp, state)
         self._status = asyncio.get_running_loop().create_future()
         ended = asyncio.create_task(child.wait())
         try:
             with contextlib.suppress(Unavailable):  # it is ending over it: `ended` tells
-                await qmp.execute(command, {"uri": "fd:state"})
+                await qmp.execute(command, {"uri": uri})
             done, _ = await asyncio.wait(
                 (self._status, ended), timeout=_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
             )
@@ -86,5 +89,20 @@ class Migration:
         if not self._status.done():
             raise child.failure()
         if self._status.result() != "completed":
-            answer = await qmp.execute("query-migrate")
+            try:
+                answer = await qmp.execute("query-migrate")
+            except Unavailable:  # it is ending over it, and its own words are better
+                await child.wait()
+                raise child.failure() from None
             raise Internal(f"QMP {command}: {answer.get('error-desc', 'failed')}")
+        if uri != _STREAM:
+            await qmp.execute("remove-fd", {"fdset-id": _FD_SET})
+
+
+async def _hand_over(qmp: QmpClient, state: int) -> str:
+    """By what URI QEMU has the file. Newer ones want only streams as `fd:`, older ones do not know `file:`."""
+    if qmp.version < (8, 2):
+        await qmp.execute("getfd", {"fdname": "state"}, fds=(state,))
+        return _STREAM
+    await qmp.execute("add-fd", {"fdset-id": _FD_SET}, fds=(state,))
+    return f"file:/dev/fdset/{_FD_SET}"

@@ -126,6 +126,7 @@ class QmpClient:
         self._reply: asyncio.Future[Reply] | None = None
         self._greeting: asyncio.Future[str] | None = None
         self._lost: Unavailable | QmpProtocolError | None = None
+        self.version: tuple[int, ...] = ()  # once connected, such as (7, 2, 22)
 
     async def connect(self, timeout_s: float) -> str:
         """Wait for the greeting and leave negotiation mode; QEMU's version."""
@@ -138,6 +139,7 @@ class QmpClient:
                 version = await self._greeting
         except TimeoutError:
             raise DeadlineExceeded(f"QEMU's control socket is silent after {timeout_s:g} s") from None
+        self.version = tuple(map(int, version.split(".")))
         await self.execute("qmp_capabilities", timeout_s=timeout_s)
         return version
 

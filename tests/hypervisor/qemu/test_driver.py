@@ -30,8 +30,8 @@ STAND_IN = """
         qmp.sendall(json.dumps(message).encode() + b"\\r\\n")
     def tell(name, **data):
         send({"event": name, "data": data})
-    def serve(answer):
-        send({"QMP": {"version": {"qemu": {"major": 9, "minor": 0, "micro": 1}}}})
+    def serve(answer, major=9):
+        send({"QMP": {"version": {"qemu": {"major": major, "minor": 0, "micro": 1}}}})
         buffer = b""
         while True:
             data, fds, _, _ = socket.recv_fds(qmp, 65536, 4)

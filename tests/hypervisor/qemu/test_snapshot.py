@@ -36,7 +36,20 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_a_snapshot_is_loaded_before_start_returns(make: Make, snapshot: Snapshot, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    ("major", "given", "uri", "after"),
+    [(7, "getfd", "fd:state", []), (10, "add-fd", "file:/dev/fdset/2", ["remove-fd"])],
+)
+def test_a_snapshot_is_loaded_before_start_returns(
+    make: Make,  # noqa: F811
+    snapshot: Snapshot,
+    *,
+    tmp_path: Path,
+    major: int,
+    given: str,
+    uri: str,
+    after: list[str],
+) -> None:
     journal = tmp_path / "journal"
 
     async def scenario() -> None:
@@ -45,14 +58,14 @@ def test_a_snapshot_is_loaded_before_start_returns(make: Make, snapshot: Snapsho
             def answer(command, arguments, fds):
                 global state
                 with open({str(journal)!r}, "a") as file:
-                    if command == "getfd":
+                    if command in ("getfd", "add-fd"):
                         state = fds[0]
                     if command == "migrate-incoming":
                         tell("MIGRATION", status="active")
                         print(os.read(state, 100), file=file)
                         tell("MIGRATION", status="completed")
                     print(command, json.dumps(arguments), file=file)
-            serve(answer)
+            serve(answer, {major})
         """)
         await vm.start(replace(SPEC, snapshot=snapshot))
         await vm.resume()
@@ -63,9 +76,9 @@ def test_a_snapshot_is_loaded_before_start_returns(make: Make, snapshot: Snapsho
     assert descriptors() == before
     lines = journal.read_text().splitlines()
     assert [line.split()[0] for line in lines] == [
-        "qmp_capabilities", "migrate-set-capabilities", "getfd", "b'state'", "migrate-incoming", "cont", "quit",
+        "qmp_capabilities", "migrate-set-capabilities", given, "b'state'", "migrate-incoming", *after, "cont", "quit",
     ]  # fmt: skip
-    assert "x-ignore-shared" in lines[1]
+    assert "x-ignore-shared" in lines[1] and uri in lines[4]
 
 
 ENDS = """
@@ -78,6 +91,13 @@ FAILS = """
     def answer(command, arguments, fds):
         if command == "migrate-incoming":
             tell("MIGRATION", status="failed")
+    serve(answer)
+"""
+FAILS_AND_ENDS = """
+    def answer(command, arguments, fds):
+        if command == "migrate-incoming":
+            tell("MIGRATION", status="failed")
+            sys.exit("qemu: Not a migration stream")
     serve(answer)
 """
 REFUSES = """
@@ -99,6 +119,7 @@ SILENT = "serve(ok)"
     [
         (ENDS, SnapshotRefused, "Unknown ramblock"),
         (FAILS, SnapshotRefused, "migrate-incoming: failed"),
+        (FAILS_AND_ENDS, SnapshotRefused, "Not a migration stream"),
         (REFUSES, SnapshotRefused, "State blocked"),
         (KILLED, ChildFailed, "signal 9"),
         (SILENT, DeadlineExceeded, "migrate-incoming: not done"),
