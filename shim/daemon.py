@@ -285,11 +285,11 @@ def _limits(config: Config | ShimError) -> Limits:
 async def connect_agent(device: VsockDevice, timeout_s: float, call_s: float) -> Agent:
     """The agent behind the device, retried for `timeout_s` while the guest boots; `call_s` for each call."""
     # Slow to import, and needed now: while the guest boots, not when it answers.
-    from shim.agent.kata import KataAgent
+    from shim.agent.pod import PodAgent
     from shim.ttrpc.channel import Channel
 
     connected = await device.connect(AGENT_PORT, timeout_s)
-    return KataAgent(await Channel.connect(connected), call_s)
+    return PodAgent(await Channel.connect(connected), call_s)
 
 
 def _beside_us(name: str) -> Path:

@@ -17,6 +17,7 @@ CONTAINER_TYPE = "io.kubernetes.cri.container-type"
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
 # What kata's runtimes tell its agent.
 KATA_CONTAINER_TYPE = "io.katacontainers.pkg.oci.container_type"
+POD_SANDBOX, POD_CONTAINER, SINGLE_CONTAINER = "pod_sandbox", "pod_container", "single_container"
 KATA_BUNDLE_PATH = "io.katacontainers.pkg.oci.bundle_path"
 # Ours to our agent: port 0 in a request means no stream, never stdio by RPC. Set where there are ports.
 PASSFD = "io.kata-py.passfd"

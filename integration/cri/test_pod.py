@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.cri.crictl import Crictl, Pod
+from integration.cri.crictl import SHARED_PIDS, Crictl, Pod
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +131,16 @@ def test_a_volume_is_shared_and_read_only_where_asked(pod: Pod, crictl: Crictl, 
     assert crictl.ended(reader)["exitCode"] == 0
     assert [text for stream, text in pod.log(reader) if stream == "stdout"] == ["written", "refused"]
     assert (tmp_path / "file").read_text() == "written\n"
+
+
+def test_a_shared_pid_namespace_is_the_pod_s_but_signals_are_a_container_s(crictl: Crictl) -> None:
+    pod = crictl.run_pod(linux=SHARED_PIDS)
+    one, two = (pod.run("sleep", "1000000", linux=SHARED_PIDS) for _ in range(2))
+    names = [crictl.sh(container, "readlink /proc/self/ns/pid") for container in (one, two)]
+    assert names[0] == names[1]
+    first, *others = crictl.sh(one, "ps -o pid,args | sed 's/^ *//' | grep sleep | grep -v grep").splitlines()
+    assert first == "1 sleep 2147483647"  # the pause container's
+    assert [line.split(" ", 1)[1] for line in others] == ["sleep 1000000"] * 2
+    crictl("stop", "--timeout", "0", one).ok()
+    assert crictl.sh(two, "ps -o args | grep -c '^sleep 1000000'") == "1\n"
+    pod.remove()

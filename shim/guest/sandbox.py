@@ -18,6 +18,7 @@ from shim.guest.runtime import Runtime
 from shim.guest.stdio import PIPE_SIZE, Stdio
 from shim.guest.streams import Streams
 from shim.log import Log
+from shim.oci import KATA_CONTAINER_TYPE, POD_SANDBOX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,12 +129,14 @@ class Sandbox:
             log=self._log,
         )
         self._containers[container_id] = container
-        if self._infra is None:
+        kind = oci.get("annotations", {}).get(KATA_CONTAINER_TYPE)
+        if self._infra is None or kind == POD_SANDBOX:
             self._infra = container
         return container
 
     def _namespace_paths(self, *, shared_pid: bool) -> dict[str, str]:
-        """With a shared pid namespace, that of the first container is joined by the others."""
+        """With a shared pid namespace, that of the pause container (or without one, of the first) is joined by
+        the others."""
         if not shared_pid or self._infra is None:
             return self._namespaces
         return {**self._namespaces, "pid": f"/proc/{self._infra.init.pid}/ns/pid"}

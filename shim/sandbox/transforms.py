@@ -125,7 +125,7 @@ def guest_process(process: Mapping[str, Any]) -> dict[str, Any]:
 def container_kind(spec: Mapping[str, Any]) -> str:
     """Kata's container type by the CRI annotation."""
     found = oci.section(spec, "annotations").get(oci.CONTAINER_TYPE)
-    return {"sandbox": "pod_sandbox", "container": "pod_container"}.get(str(found), "single_container")
+    return {"sandbox": oci.POD_SANDBOX, "container": oci.POD_CONTAINER}.get(str(found), oci.SINGLE_CONTAINER)
 
 
 def _is_shm(mount: Mapping[str, Any]) -> bool:
