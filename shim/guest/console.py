@@ -46,7 +46,7 @@ class DebugConsole:
 
 
 class Session:
-    """A shell joined to a connection, which it owns. Ends with either of them; `on_end` is called once."""
+    """A shell joined to a connection, which it owns. Each ends with the other; `on_end` is called once, after both."""
 
     def __init__(
         self, connection: socket.socket, reaper: Reaper, shell: str, on_end: Callable[[Session], None]
@@ -69,6 +69,7 @@ class Session:
         await asyncio.shield(exited)
         await self._output.settle(None, _FLUSH_S)  # somebody in the background may hold the terminal
         self._close()
+        self._on_end(self)
 
     def _close(self) -> None:
         """The terminal's end hangs up on whoever is still on it."""
@@ -79,4 +80,3 @@ class Session:
         os.close(self._master)
         self._master = -1
         HalfClosed(self._connection)
-        self._on_end(self)
