@@ -79,12 +79,14 @@ def test_a_terminal_has_a_size_and_echoes(ctr: Ctr, box: str) -> None:
     assert terminal.finish() == 4
 
 
-def test_a_container_of_its_own(ctr: Ctr) -> None:
-    """Its init process' streams begin with its start; input that was there before is in it."""
-    ctr.daemon.set_for_shims('use_passfd_io = false\ntemplate = "off"\n')
+def test_an_agent_that_takes_no_streams_gets_its_containers_stdio_by_rpc(ctr: Ctr) -> None:
+    """Found out at the first stream. An init process' streams begin with its start, with the input from before."""
+    ctr.daemon.set_for_shims('kernel_params = ["agent.passfd_listener_port=0"]\ntemplate = "off"\n')
+    offset = ctr.daemon.log_size()
     try:
         done = ctr.run("sh", "-c", "cat /payload; cat >&2; exit 3", stdin=b"all of the input")
     finally:
         ctr.daemon.set_for_shims("")
     assert_whole(done.out)
     assert (done.code, done.err) == (3, "all of the input")
+    assert ctr.daemon.log_since(offset).count("streams cannot be passed to the guest") == 1

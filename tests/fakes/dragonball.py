@@ -56,6 +56,9 @@ class Dragonball(DeviceClient):
             assert words == ["passfd"]
             await _readable(control.fileno())
             message, fds, _, _ = socket.recv_fds(control, 32, 2)
+            if int(message.split()[0]) not in self.ports:
+                os.close(fds[0])
+                return
             ours, port = await self._open(int(message.split()[0]))
             await loop.sock_sendall(control, b"OK %d\n" % port)
         self._run(_pump(fds[0], ours))

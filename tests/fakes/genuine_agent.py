@@ -29,6 +29,7 @@ from shim.pb import grpc
 from tests.fakes.dragonball import read_some, write_all
 
 CLAIM_TRIES, CLAIM_PAUSE_S = 3, 0.002  # the genuine one pauses for 0.1 s
+DRAIN_S = 0.02  # of an output read by RPC whose process has ended; the genuine one waits for 0.5 s
 
 
 class GuestProcess:
@@ -59,6 +60,7 @@ class GuestProcess:
             for fd in (self.parent_stdin, *sources):
                 os.set_blocking(fd, False)
         os.set_blocking(self.stdin, False)
+        self.sources = sources
         if streams[0] is not None:
             self._tasks.append(asyncio.create_task(self._feed(streams[0])))
         for source, stream in zip(sources, streams[1:], strict=False):
@@ -84,6 +86,27 @@ class GuestProcess:
     async def read(self) -> bytes:
         """The program reads its stdin: b"" at the end."""
         return await read_some(self.stdin)
+
+    async def fetch(self, number: int, size: int) -> bytes:
+        """ReadStdout (1) or ReadStderr (2): b"" at the end, or when nothing comes after the exit. With a terminal
+        both read it."""
+        source = self.sources[0] if self.master >= 0 else self.sources[number - 1]
+        reading = asyncio.ensure_future(read_some(source, size))
+        try:
+            await asyncio.wait([reading, self.exit], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([reading], timeout=DRAIN_S if self.exit.done() else None)
+            return reading.result() if reading.done() else b""
+        except OSError:
+            return b""  # a terminal that nobody holds
+        finally:
+            reading.cancel()
+
+    async def feed(self, data: bytes) -> None:
+        """WriteStdin: no data is the end."""
+        if data:
+            await write_all(self.master if self.master >= 0 else self.parent_stdin, data)
+        else:
+            self.close_stdin()
 
     def write(self, data: bytes) -> None:
         os.write(self.stdout, data)
@@ -239,6 +262,23 @@ class GenuineAgent(grpc.AgentServiceBase):
         async with self._lock:
             self._find(request.container_id, request.exec_id).close_stdin()
         return Empty()
+
+    async def read_stdout(self, request: grpc.ReadStreamRequest) -> grpc.ReadStreamResponse:
+        return await self._read(request, 1)
+
+    async def read_stderr(self, request: grpc.ReadStreamRequest) -> grpc.ReadStreamResponse:
+        return await self._read(request, 2)
+
+    async def _read(self, request: grpc.ReadStreamRequest, number: int) -> grpc.ReadStreamResponse:
+        async with self._lock:
+            process = self._find(request.container_id, request.exec_id)
+        return grpc.ReadStreamResponse(data=await process.fetch(number, request.len))
+
+    async def write_stdin(self, request: grpc.WriteStreamRequest) -> grpc.WriteStreamResponse:
+        async with self._lock:
+            process = self._find(request.container_id, request.exec_id)
+        await process.feed(request.data)
+        return grpc.WriteStreamResponse(len=len(request.data))
 
     async def remove_container(self, request: grpc.RemoveContainerRequest) -> Empty:
         self.calls.append("RemoveContainer")
