@@ -153,6 +153,7 @@ class Container:
 
     async def _kill_created(self) -> None:
         self._endings.expect_kill(self.init)
+        self.init.begin_stdio()  # its output has to end, see `Streams.exit_may_be_asked`
         try:
             await self._booted().agent.signal_process(self.init.ids, signals.SIGKILL, everyone=True)
             await asyncio.wait_for(self.init.wait(), self._limits.exec_exit_s)

@@ -108,6 +108,13 @@ async def test_a_terminal_is_read_and_written_and_never_taken_away(shim: Genuine
     os.close(client)
 
 
+@by_rpc
+async def test_a_container_that_was_never_started_ends_when_it_is_deleted(shim: GenuineStack) -> None:
+    await shim.create(**shim.fifos("stdin", "stdout"))
+    assert (await shim.delete()).exit_status == 137
+    assert "did not end" not in (shim.directory / "log").read_text()
+
+
 @with_genuine
 async def test_an_agent_that_takes_no_streams_is_found_out_at_the_first(shim: GenuineStack) -> None:
     del shim.dragonball.ports[PASSFD_PORT]
