@@ -12,7 +12,7 @@ import time
 import pytest
 
 from integration import process
-from integration.conftest import PAYLOAD_HASH, assert_whole
+from integration.conftest import PAYLOAD, PAYLOAD_HASH, assert_whole
 from integration.ctr import Ctr
 from integration.sandbox import members
 
@@ -111,6 +111,15 @@ def test_four_streams_at_once_do_not_mix(ctr: Ctr, box: str) -> None:
     for thread in threads:
         thread.join()
     assert results == [True] * 4
+
+
+@pytest.mark.vm
+def test_the_log_says_at_the_exit_what_went_through(ctr: Ctr, box: str) -> None:
+    offset = ctr.daemon.log_size()
+    ctr.exec(box, "sh", "-c", "cat /payload; echo five >&2; exit 3")
+    (line,) = [line for line in ctr.daemon.log_since(offset).splitlines() if "process has ended" in line]
+    assert f"code=3 stdout={len(PAYLOAD)} stderr=5 stalls=" in line
+    assert "drained=True" in line
 
 
 @pytest.mark.vm
