@@ -118,7 +118,7 @@ def test_the_log_says_at_the_exit_what_went_through(ctr: Ctr, box: str) -> None:
     offset = ctr.daemon.log_size()
     ctr.exec(box, "sh", "-c", "cat /payload; echo five >&2; exit 3")
     (line,) = [line for line in ctr.daemon.log_since(offset).splitlines() if "process has ended" in line]
-    assert f"code=3 stdout={len(PAYLOAD)} stderr=5 stalls=" in line
+    assert f"code=3 stdin=0 stdout={len(PAYLOAD)} stderr=5 stalls=" in line
     assert "drained=True" in line
 
 

@@ -36,7 +36,7 @@ def test_a_burst_and_the_exit_right_behind_it(ctr: Ctr, box: str) -> None:
     offset = ctr.daemon.log_size()
     for _ in range(3):
         assert_whole(ctr.exec(box, "cat", "/payload").ok().out)
-    assert ctr.daemon.log_since(offset).count(f"code=0 stdout={len(PAYLOAD)} stderr=0 ") == 3
+    assert ctr.daemon.log_since(offset).count(f"code=0 stdin=0 stdout={len(PAYLOAD)} stderr=0 ") == 3
 
 
 def test_input_comes_back_unchanged_and_ends(ctr: Ctr, box: str) -> None:
