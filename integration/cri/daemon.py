@@ -27,6 +27,7 @@ CRI_1 = """\
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{cni_plugins}"
     conf_dir = "{root}/cni"
+    max_conf_num = 2
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "{snapshotter}"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
@@ -48,6 +49,7 @@ CRI_2 = """\
   [plugins."io.containerd.cri.v1.runtime".cni]
     bin_dirs = ["{cni_plugins}"]
     conf_dir = "{root}/cni"
+    max_conf_num = 2
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.kata-py]
@@ -86,10 +88,11 @@ class CriContainerd(Containerd):
         )
         return super().config(level, disabled) + plugins
 
-    def set_network(self, plugins: list[dict[str, Any]]) -> None:
-        """The CNI plugins of pods started from now on (containerd watches the folder)."""
-        conflist = {"cniVersion": "0.4.0", "name": self.root.name, "plugins": plugins}
-        path = self.root / "cni/10-test.conflist"
+    def set_network(self, plugins: list[dict[str, Any]], name: str = "10-test") -> None:
+        """The CNI plugins of pods started from now on (containerd watches the folder): of their first interface, or
+        with another name, sorted behind, of their second."""
+        conflist = {"cniVersion": "0.4.0", "name": f"{self.root.name}-{name}", "plugins": plugins}
+        path = self.root / f"cni/{name}.conflist"
         path.with_suffix(".new").write_text(json.dumps(conflist))
         path.with_suffix(".new").rename(path)
 
