@@ -17,7 +17,6 @@ from shim.children import find_program
 from shim.cli import host
 from shim.cli.host import Containerd
 from shim.cli.table import WIDTH, as_json, echo_json
-from shim.config.load import load
 from shim.config.model import Config
 from shim.errors import ShimError
 from shim.hypervisor.qemu import accelerator
@@ -46,11 +45,12 @@ class Finding:
 @click.command("check")
 @as_json
 def check_command(*, as_json: bool) -> int:
-    """Check whether this host can run containers in VMs.
+    """Check whether this host can run containers in VMs, with the settings of the containerd that runs.
 
     The exit status is 1 if anything is found that keeps containers from starting.
     """
-    findings = list(check(load(), host.containerd()))
+    daemon = host.containerd()
+    findings = list(check(host.settings(daemon), daemon))
     if as_json:
         echo_json([asdict(item) for item in findings])
     else:

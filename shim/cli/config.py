@@ -10,10 +10,10 @@ import tomllib
 import click
 
 from shim.bootstrap.info import NAME
-from shim.cli import sandboxes
+from shim.cli import host, sandboxes
 from shim.cli.table import WIDTH, as_json, echo_json
 from shim.config.annotations import PREFIX
-from shim.config.load import DEFAULT_PATH, load
+from shim.config.load import DEFAULT_PATH
 from shim.config.model import annotation_names, toml
 from shim.errors import Unavailable
 
@@ -35,8 +35,8 @@ def config_command() -> None:
 def show(sandbox: str | None, namespace: str | None, *, as_json: bool) -> None:
     """Print every setting and where it comes from, as a settings file.
 
-    Without --sandbox these are the settings of a sandbox that is started with this environment (KATA_PY_CONFIG)
-    and no runtime options or annotations.
+    Without --sandbox these are the settings of a sandbox that is started without runtime options and annotations by
+    the containerd that runs; KATA_PY_CONFIG in this environment names another file.
     """
     found = _of_sandbox(sandbox, namespace) if sandbox else _of_environment()
     if as_json:
@@ -51,7 +51,7 @@ def show(sandbox: str | None, namespace: str | None, *, as_json: bool) -> None:
 
 
 def _of_environment() -> list[tuple[str, object, str]]:
-    config = load()
+    config = host.settings(host.containerd())
     return [(key, value, config.origins.get(key, "default")) for key, value in config.values().items()]
 
 

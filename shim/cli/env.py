@@ -12,7 +12,7 @@ from shim.bootstrap.info import NAME, VERSION
 from shim.children import find_program
 from shim.cli import host
 from shim.cli.table import as_json, echo_json
-from shim.config.load import files, load
+from shim.config.load import files
 from shim.config.model import Config, toml
 from shim.hypervisor.qemu import accelerator
 from shim.record.place import RUN_DIR
@@ -23,7 +23,8 @@ from shim.rootfs import virtiofsd
 @as_json
 def env_command(*, as_json: bool) -> None:
     """Print versions, paths and settings."""
-    found = environment(load())
+    daemon = host.containerd()
+    found = environment(host.settings(daemon), daemon)
     if as_json:
         echo_json(found)
         return
@@ -33,9 +34,9 @@ def env_command(*, as_json: bool) -> None:
             click.echo(f"{key:22}{value if isinstance(value, str) else toml(value)}")
 
 
-def environment(config: Config) -> dict[str, dict[str, Any]]:
+def environment(config: Config, daemon: host.Containerd) -> dict[str, dict[str, Any]]:
     """By section; what is not there is null."""
-    daemon, guest = host.containerd(), host.guest_versions(config) or {}
+    guest = host.guest_versions(config) or {}
     hypervisor = host.path(lambda: find_program([config.hypervisor]))
     return {
         "kata_py": {
@@ -44,7 +45,7 @@ def environment(config: Config) -> dict[str, dict[str, Any]]:
             "python": platform.python_version(),
             "program": str(host.shim_program()),
             "run_dir": RUN_DIR,
-            "settings_files": [str(path) for path in files()],
+            "settings_files": [str(path) for path in files({**daemon.settings, **os.environ})],
         },
         "host": {
             "kernel": platform.release(),

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from shim.config.load import BODY_VARIABLE, VARIABLE, load
 from shim.config.model import Config
 from shim.errors import NotFound
 
@@ -68,13 +69,15 @@ def memory_mib() -> int:
 @dataclass(frozen=True, slots=True)
 class Containerd:
     """The containerd that runs, or the one that would. `search` is where it looks for shims (as its PATH);
-    `config` the arguments by which it was given its configuration."""
+    `config` the arguments by which it was given its configuration, `settings` those of its variables that are
+    about our settings."""
 
     program: str | None
     version: str | None
     pid: int | None
     search: str
     config: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def shim(self) -> str | None:
         """The path of the shim that it would find."""
@@ -104,10 +107,16 @@ def containerd() -> Containerd:
         except psutil.Error:
             continue  # it has ended
         search = f"{folder}:{environ.get('PATH', '')}:{os.path.dirname(program)}"
-        return Containerd(program, version(program), process.pid, search, _config_arguments(words))
+        settings = {name: environ[name] for name in (VARIABLE, BODY_VARIABLE) if name in environ}
+        return Containerd(program, version(program), process.pid, search, _config_arguments(words), settings)
     search = f"{os.environ.get('PATH', '')}:{_PLACES}"
     installed = shutil.which("containerd", path=search)
     return Containerd(installed, version(installed), None, search)
+
+
+def settings(daemon: Containerd) -> Config:
+    """What a shim of this containerd gets, if our own environment does not say otherwise."""
+    return load({**daemon.settings, **os.environ})
 
 
 def _config_arguments(words: list[str]) -> tuple[str, ...]:

@@ -128,6 +128,19 @@ def test_env_has_versions_paths_and_settings(
     assert "[host]\n" in text and f"kernel                {config.kernel}\n" in text
 
 
+def test_the_settings_are_containerds_unless_ours_say_otherwise(
+    tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "theirs.toml"
+    path.write_text("vcpus = 7\n")
+    daemon = Containerd(None, None, None, "", settings={"KATA_PY_CONFIG": str(path)})
+    monkeypatch.setattr(host, "containerd", lambda: daemon)
+    assert tool("config", "show", "--json").json["vcpus"]["value"] == 1
+    monkeypatch.delenv("KATA_PY_CONFIG")
+    assert tool("config", "show", "--json").json["vcpus"] == {"value": 7, "origin": str(path)}
+    assert tool("env", "--json").json["kata_py"]["settings_files"] == [str(path)]
+
+
 @pytest.mark.parametrize(
     ("words", "config"),
     [

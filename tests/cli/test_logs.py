@@ -1,4 +1,7 @@
+import shutil
 from pathlib import Path
+
+import pytest
 
 from shim.log import encode
 from shim.logfile import CONSOLE_LOG, SHIM_LOG
@@ -34,6 +37,23 @@ def test_one_of_them_or_the_end_of_it(tool: Tool) -> None:
         "shim",
         "console",
     ]
+
+
+def test_following_shows_what_comes_until_the_sandbox_is_gone(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tool)
+    folder = tool.folder / "run/ns/s1"
+    happens = iter(
+        [
+            lambda: (folder / CONSOLE_LOG).write_bytes(encode(5 * 10**9, "info", "new", {})),
+            lambda: None,
+            lambda: shutil.rmtree(folder),
+        ]
+    )
+    monkeypatch.setattr("time.sleep", lambda _: next(happens)())
+    done = tool("logs", "s1", "--console", "-f")
+    assert done.code == 0 and done.out.splitlines()[1:] == ["00:00:04.000 login", "00:00:05.000 new"]
 
 
 def test_a_sandbox_without_a_line_says_nothing(tool: Tool) -> None:
