@@ -6,7 +6,6 @@ import hashlib
 import os
 import signal
 import subprocess
-import threading
 import time
 
 import pytest
@@ -94,23 +93,6 @@ def test_slow_input_is_passed_on_as_it_comes(ctr: Ctr, box: str) -> None:
         assert child.stdout.readline() == word
     child.stdin.close()
     assert child.wait(30) == 0
-
-
-def test_four_streams_at_once_do_not_mix(ctr: Ctr, box: str) -> None:
-    def turn(data: bytes, results: list[bool]) -> None:
-        child = ctr.spawn(*ctr.exec_args(box, "sh", "-c", "echo; cat"), stdin=subprocess.PIPE)
-        assert child.stdout
-        child.stdout.readline()
-        out, _ = child.communicate(data, timeout=120)
-        results.append(out == data)
-
-    results: list[bool] = []
-    threads = [threading.Thread(target=turn, args=(os.urandom(2 * MIB), results)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [True] * 4
 
 
 @pytest.mark.vm

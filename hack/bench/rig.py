@@ -7,27 +7,24 @@ the Task service itself and reads as containerd's client would.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT))
 
-from integration import process  # noqa: E402
+from integration import exec, process  # noqa: E402
 from integration.conftest import guest_settings, import_image  # noqa: E402
 from integration.ctr import Ctr  # noqa: E402
 from integration.daemon import Containerd  # noqa: E402
-from integration.ttrpc import Task, message  # noqa: E402
 
-PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RUNTIME = "io.containerd.kata-py.v2"
 
 
@@ -43,8 +40,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def containerd(options: argparse.Namespace) -> Iterator[Ctr]:
-    """A private containerd with the test image imported; everything is removed at the end."""
+def containerd(options: argparse.Namespace, files: Mapping[str, bytes] | None = None) -> Iterator[Ctr]:
+    """A private containerd with the test image imported, `files` by their paths in it; everything is removed at the
+    end."""
     found = subprocess.run(
         [CHECKOUT / "hack/containerd", options.containerd], check=True, stdout=subprocess.PIPE, text=True
     )
@@ -58,8 +56,11 @@ def containerd(options: argparse.Namespace) -> Iterator[Ctr]:
         daemon.tool("template", "create")
         daemon.start()
         with tempfile.TemporaryDirectory() as folder:
-            image = Path(folder, "image.tar")
-            subprocess.run([CHECKOUT / "hack/busybox-image", image], check=True)
+            image, extra = Path(folder, "image.tar"), []
+            for number, (path, data) in enumerate((files or {}).items()):
+                Path(folder, str(number)).write_bytes(data)
+                extra.append(f"{path}={folder}/{number}")
+            subprocess.run([CHECKOUT / "hack/busybox-image", image, *extra], check=True)
             import_image(ctr, image, ctr.snapshotter)
         try:
             yield ctr
@@ -79,21 +80,6 @@ def processes(ctr: Ctr) -> dict[str, list[process.Process]]:
     return found
 
 
-def vsock_socket(ctr: Ctr, sandbox: str) -> Path:
-    """The hybrid vsock socket of a sandbox."""
-    return Path("/run/kata-py", ctr.daemon.namespace, sandbox, "vsock.sock")
-
-
-def guest_root(ctr: Ctr, sandbox: str, shim: int) -> str:
-    """The guest's path of the first container's rootfs, from the mounts in the shim's own mount namespace."""
-    share = f"/run/kata-py/{ctr.daemon.namespace}/{sandbox}/share/"
-    for line in Path(f"/proc/{shim}/mountinfo").read_text().splitlines():
-        place = line.split()[4]
-        if place.startswith(share):
-            return "/run/kata-containers/shared/containers/" + place.removeprefix(share)
-    raise AssertionError("no rootfs is shared with the guest")
-
-
 def cpu_s(pid: int) -> float:
     found = process.read(pid)
     assert found is not None, f"process {pid} is gone"
@@ -110,37 +96,13 @@ def pss_mib(processes: list[process.Process]) -> float:
     return round(total / 1024, 1)
 
 
-class Exec:
-    """One exec in a running container, with FIFOs that the benchmark holds itself."""
-
-    numbers = itertools.count(1)
+class Exec(exec.Exec):
+    """An exec whose stdout the benchmark has opened before it starts, as containerd's client does."""
 
     def __init__(self, address: str, container: str, *argv: str, stdin: bool = False) -> None:
-        self.folder = tempfile.TemporaryDirectory(prefix="kpb")
-        self.ids = {"f1": container, "f2": f"bench{next(Exec.numbers)}"}
-        self.task = Task(address, timeout=600)
-        paths = {"f5": str(Path(self.folder.name, "out"))}
-        if stdin:
-            paths["f4"] = str(Path(self.folder.name, "in"))
-        for path in paths.values():
-            os.mkfifo(path)
-        # The reader's end first, without waiting for a writer, as containerd's client does.
-        self.stdout = os.open(paths["f5"], os.O_RDONLY | os.O_NONBLOCK)
-        os.set_blocking(self.stdout, True)
-        self.spec = {
-            "args": list(argv), "cwd": "/", "env": ["PATH=/usr/bin:/bin:/usr/sbin:/sbin"],
-            "user": {"uid": 0, "gid": 0},
-        }  # fmt: skip
-        spec = message(f1=PROCESS_TYPE, f2=json.dumps(self.spec))
-        self._ok("Exec", **self.ids, **paths, f7=spec)
-
-    def _ok(self, method: str, **fields: str | bytes | int) -> dict[int, int | bytes]:
-        answer = self.task.call(method, **fields)
-        assert answer.code == 0, f"{method}: {answer.message}"
-        return answer.fields
-
-    def start(self) -> None:
-        self._ok("Start", **self.ids)
+        streams = ("stdin", "stdout") if stdin else ("stdout",)
+        super().__init__(address, container, *argv, streams=streams)
+        self.stdout = self.reader()
 
     def drain(self) -> tuple[int, float]:
         """Reads stdout to its end: bytes, and seconds from the first to the last."""
@@ -152,14 +114,9 @@ class Exec:
         os.close(null)
         return total, time.monotonic() - started
 
-    def finish(self) -> int:
-        code = self._ok("Wait", **self.ids).get(1, 0)
-        self._ok("Delete", **self.ids)
-        self.task.close()
+    def close(self) -> None:
+        super().close()
         os.close(self.stdout)
-        self.folder.cleanup()
-        assert isinstance(code, int)
-        return code
 
 
 def report(options: argparse.Namespace, result: dict[str, object], lines: list[str]) -> None:
