@@ -97,12 +97,13 @@ def pss_mib(processes: list[process.Process]) -> float:
 
 
 class Exec(exec.Exec):
-    """An exec whose stdout the benchmark has opened before it starts, as containerd's client does."""
+    """An exec whose outputs the benchmark has opened before it starts, as containerd's client does."""
 
     def __init__(self, address: str, container: str, *argv: str, stdin: bool = False) -> None:
-        streams = ("stdin", "stdout") if stdin else ("stdout",)
+        # runc's shim wants a stderr with a stdout, and a reader of both.
+        streams = ("stdin", "stdout", "stderr") if stdin else ("stdout", "stderr")
         super().__init__(address, container, *argv, streams=streams)
-        self.stdout = self.reader()
+        self.stdout, self._stderr = self.reader(), self.reader("stderr")
 
     def drain(self) -> tuple[int, float]:
         """Reads stdout to its end: bytes, and seconds from the first to the last."""
@@ -117,6 +118,7 @@ class Exec(exec.Exec):
     def close(self) -> None:
         super().close()
         os.close(self.stdout)
+        os.close(self._stderr)
 
 
 def report(options: argparse.Namespace, result: dict[str, object], lines: list[str]) -> None:
