@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from integration.ctr import Ctr
-from shim.agent.api import ProcessIds, StdioPorts
+from shim.agent.api import ProcessIds
 from shim.agent.kata import KataAgent
 from shim.ttrpc.channel import Channel
 from shim.vsock.client import DeviceClient
@@ -51,10 +51,8 @@ class GuestRunner:
         ids = ProcessIds(f"guest-run-{next(self._numbers)}")
         agent = KataAgent(await Channel.connect(await self.device.connect(AGENT_PORT, 10)))
         try:
-            # Port 0 for each stream and no annotation of our shim's: the agent keeps the output for ReadStdout.
-            await agent.create_container(
-                ids.container_id, self._spec(command), (), StdioPorts(), sandbox_pidns=False
-            )
+            # Without ports the agent keeps the output for ReadStdout.
+            await agent.create_container(ids.container_id, self._spec(command), (), None, sandbox_pidns=False)
             try:
                 await agent.start_container(ids.container_id)
                 while data := await agent.read_stdout(ids, BUFFER):

@@ -190,10 +190,10 @@ class Sandbox:
 
     # -- the end ---------------------------------------------------------------------------------------------
 
-    async def shutdown(self) -> bool:
-        """End the VM if there are no containers and it is not reserved; False (and nothing happens) else.
-        Idempotent."""
-        if self.containers or self._reserved is not None:
+    async def shutdown(self, *, now: bool = False) -> bool:
+        """End the VM if there are no containers and it is not reserved, or `now` in any case; False (and nothing
+        happens) else. Idempotent."""
+        if not now and (self.containers or self._reserved is not None):
             return False
         await self.aclose()
         return True

@@ -99,8 +99,8 @@ class TaskService(v2.TaskBase):
         return v2.ConnectResponse(shim_pid=os.getpid(), task_pid=container.pid if container else 0)
 
     async def shutdown(self, shutdown_request: v2.ShutdownRequest) -> Empty:
-        # containerd >= 2.4 asks after every container; only the last one's ends us.
-        if await self._sandbox.shutdown():
+        # containerd >= 2.4 asks after every container; only the last one's ends us, or one that says `now`.
+        if await self._sandbox.shutdown(now=shutdown_request.now):
             await self._on_shutdown()
         return Empty()
 

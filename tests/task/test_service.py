@@ -167,6 +167,16 @@ async def test_shutdown_during_boot_ends_the_vm(shim: Stack) -> None:
 
 
 @with_stack
+async def test_shutdown_now_does_not_wait_for_the_last_container(shim: Stack) -> None:
+    await shim.run()
+    await shim.shutdown()
+    assert not shim.shut_down
+    await shim.task.shutdown(v2.ShutdownRequest(id="c1", now=True))
+    assert shim.shut_down
+    assert (await shim.wait()) == 137
+
+
+@with_stack
 async def test_a_container_that_was_created_can_be_killed_and_deleted(shim: Stack) -> None:
     await shim.create()
     await shim.kill(9, all=True)
