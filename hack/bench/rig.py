@@ -105,6 +105,10 @@ class Exec(exec.Exec):
         super().__init__(address, container, *argv, streams=streams)
         self.stdout, self._stderr = self.reader(), self.reader("stderr")
 
+    def writer(self) -> int:
+        """Waits for a reader: runc's shim opens stdin after the start."""
+        return os.open(self.paths["stdin"], os.O_WRONLY)
+
     def drain(self) -> tuple[int, float]:
         """Reads stdout to its end: bytes, and seconds from the first to the last."""
         total, started = 0, 0.0

@@ -16,6 +16,7 @@ import sys
 
 from shim.guest import boot, network, syscall
 from shim.guest.forward import PortForward
+from shim.guest.loop import Loop
 from shim.guest.reaper import Reaper
 from shim.guest.runtime import Runtime, sealed_copy
 from shim.guest.sandbox import Sandbox
@@ -144,11 +145,17 @@ def main() -> None:
             boot.number(parameters, "debug_console_vport", 0) if "debug_console" in parameters else 0
         )
         console_listener = listen(console_port) if console_port else None
-        asyncio.run(
-            serve(
-                listener, passfd_listener, parameters, modules.others, log, console_listener=console_listener
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            runner.run(
+                serve(
+                    listener,
+                    passfd_listener,
+                    parameters,
+                    modules.others,
+                    log,
+                    console_listener=console_listener,
+                )
             )
-        )
     except BaseException as error:
         import traceback  # slow to import, and only needed to say good-bye
 

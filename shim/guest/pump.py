@@ -16,9 +16,12 @@ import asyncio
 import errno
 import fcntl
 import os
+import select
 import struct
 import termios
 from collections.abc import Callable
+
+from shim.guest.loop import running
 
 CHUNK = 256 * 1024
 # How many chunks a stream may move before the other streams get their turn.
@@ -41,14 +44,15 @@ class Pump:
     def __init__(self, source: int, sink: int, on_end: Callable[[bool], None]) -> None:
         self._source, self._sink, self._on_end = source, sink, on_end
         self._pending = b""
-        self._loop = asyncio.get_running_loop()
+        self._loop = running()
+        self._streams = self._loop.streams
         self._waiters: list[asyncio.Future[None]] = []
         self._last = False
         self.moved = 0
         self.ended = False
 
     def start(self) -> None:
-        self._loop.add_reader(self._source, self._on_readable)
+        self._streams.watch(self._source, select.EPOLLIN, self._on_readable)
 
     def _on_readable(self) -> None:
         for _ in range(_TURNS):
@@ -77,8 +81,8 @@ class Pump:
             return False
         if written < count:
             self._pending = bytes(_scratch[written:count])
-            self._loop.remove_reader(self._source)
-            self._loop.add_writer(self._sink, self._on_writable)
+            self._streams.unwatch(self._source, select.EPOLLIN)
+            self._streams.watch(self._sink, select.EPOLLOUT, self._on_writable)
             return False
         return count >= _FEW or self._last
 
@@ -88,8 +92,8 @@ class Pump:
             return
         self._pending = self._pending[written:]
         if not self._pending:
-            self._loop.remove_writer(self._sink)
-            self._loop.add_reader(self._source, self._on_readable)
+            self._streams.unwatch(self._sink, select.EPOLLOUT)
+            self._streams.watch(self._source, select.EPOLLIN, self._on_readable)
             if self._last:
                 self._on_readable()
 
@@ -125,16 +129,20 @@ class Pump:
 
     def _end(self, *, sink_gone: bool) -> None:
         self._unregister()
+        self._streams.leave()
         self._on_end(sink_gone)
 
     def _unregister(self) -> None:
         self.ended = True
         self._pending = b""
-        self._loop.remove_reader(self._source)
-        self._loop.remove_writer(self._sink)
+        self._streams.unwatch(self._source, select.EPOLLIN)
+        self._streams.unwatch(self._sink, select.EPOLLOUT)
         self._wake()
 
     def _wake(self) -> None:
+        if not self._waiters:
+            return
+        self._streams.leave()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

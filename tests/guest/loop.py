@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from shim.guest.loop import Loop
+
 
 def go(test: Callable[[], Coroutine[Any, Any, None]], *, timeout_s: float = 20.0) -> None:
     before = open_fds()
@@ -16,7 +18,8 @@ def go(test: Callable[[], Coroutine[Any, Any, None]], *, timeout_s: float = 20.0
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"tasks left: {left}"
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(run())
     assert open_fds() == before, "descriptors were leaked"
 
 

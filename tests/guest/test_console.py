@@ -20,7 +20,7 @@ from .loop import eventually, go
 @asynccontextmanager
 async def console(directory: Path) -> AsyncIterator[tuple[DebugConsole, str]]:
     """A console, and the socket it listens on in place of vsock."""
-    path = str(directory / "console.sock")
+    path, tasks = str(directory / "console.sock"), asyncio.all_tasks()
     reaper, null = Reaper(), os.open("/dev/null", os.O_WRONLY)
     reaper.install()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -33,8 +33,7 @@ async def console(directory: Path) -> AsyncIterator[tuple[DebugConsole, str]]:
             yield found, path
         finally:
             asyncio.get_running_loop().remove_reader(listener)
-            await eventually(lambda: not found.sessions)
-            await asyncio.sleep(0)
+            await eventually(lambda: not found.sessions and asyncio.all_tasks() <= tasks)
             reaper.uninstall()
             os.close(null)
 
