@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 _MAX_EVENTS = 64
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
 class Selector(selectors.EpollSelector):
@@ -24,7 +25,7 @@ class Selector(selectors.EpollSelector):
     def __init__(self) -> None:
         super().__init__()
         self._epoll = select.epoll.fromfd(os.dup(self.fileno()))
-        self._handlers: dict[int, dict[int, Callable[[], None]]] = {select.EPOLLIN: {}, select.EPOLLOUT: {}}
+        self._handlers: dict[int, dict[int, Callable[[], None]]] = {_IN: {}, _OUT: {}}
         self._asyncio = self.get_map()
         self._failed: Callable[[BaseException], None] | None = None
         self._leaves = False
@@ -64,17 +65,19 @@ class Selector(selectors.EpollSelector):
         wait = -1.0 if timeout is None else max(timeout, 0.0)
         deadline = time.monotonic() + wait
         found: list[tuple[selectors.SelectorKey, int]] = []
-        readers, writers = self._handlers[select.EPOLLIN], self._handlers[select.EPOLLOUT]
+        readers, writers = self._handlers[_IN], self._handlers[_OUT]
         self._leaves = False
         while True:
             events = self._epoll.poll(wait, _MAX_EVENTS)
             for fd, event in events:
-                if event & ~select.EPOLLOUT and fd in readers:
+                if fd not in readers and fd not in writers:
+                    if (key := self._asyncio.get(fd)) is not None:
+                        found.append((key, _mask(event) & key.events))
+                    continue
+                if event & ~_OUT and fd in readers:
                     self._call(readers[fd])
-                if event & ~select.EPOLLIN and fd in writers:
+                if event & ~_IN and fd in writers:
                     self._call(writers[fd])
-                if (key := self._asyncio.get(fd)) is not None:
-                    found.append((key, _mask(event) & key.events))
             if found or self._leaves or not events:
                 return found
             if timeout is not None:
@@ -118,5 +121,5 @@ def running() -> Loop:
 
 def _mask(event: int) -> int:
     """An epoll event in selectors' terms. Hang-ups and errors wake whoever waits for anything."""
-    reading = selectors.EVENT_READ if event & ~select.EPOLLOUT else 0
-    return reading | (selectors.EVENT_WRITE if event & ~select.EPOLLIN else 0)
+    reading = selectors.EVENT_READ if event & ~_OUT else 0
+    return reading | (selectors.EVENT_WRITE if event & ~_IN else 0)

@@ -32,6 +32,7 @@ _FEW = 16 * 1024
 
 # Shared by all pumps: used only between a read and the write after it.
 _scratch = memoryview(bytearray(CHUNK))
+_buffers = [_scratch]
 
 
 class Pump:
@@ -62,7 +63,7 @@ class Pump:
     def _read_once(self) -> bool:
         """Move one chunk; False when there is nothing more to do now."""
         try:
-            count = os.readv(self._source, [_scratch])
+            count = os.readv(self._source, _buffers)
         except (BlockingIOError, InterruptedError):
             if self._last:
                 self._end(sink_gone=False)
@@ -99,10 +100,10 @@ class Pump:
 
     def _write(self, data: memoryview | bytes) -> int:
         """Write what fits now; ends the pump when the sink is gone."""
-        view, written = memoryview(data), 0
-        while written < len(view):
+        written, size = 0, len(data)
+        while written < size:
             try:
-                written += os.write(self._sink, view[written:])
+                written += os.write(self._sink, data[written:] if written else data)
             except BlockingIOError:
                 break
             except InterruptedError:
@@ -113,7 +114,8 @@ class Pump:
                 self._end(sink_gone=True)
                 return written
         self.moved += written
-        self._wake()
+        if self._waiters:
+            self._wake()
         return written
 
     def finish(self) -> None:
@@ -129,7 +131,6 @@ class Pump:
 
     def _end(self, *, sink_gone: bool) -> None:
         self._unregister()
-        self._streams.leave()
         self._on_end(sink_gone)
 
     def _unregister(self) -> None:
@@ -140,8 +141,6 @@ class Pump:
         self._wake()
 
     def _wake(self) -> None:
-        if not self._waiters:
-            return
         self._streams.leave()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
