@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import stat
 
-from shim.guest.pump import Pump
+from shim.guest.pump import Pump, SplicePump
 
 # CloseStdin for a passed stdin: bytes still on their way from the host's device.
 _LATE_STDIN_S = 0.2
@@ -148,7 +149,8 @@ class PassedInput:
 
     def __init__(self, stream: socket.socket, sink: int) -> None:
         self._stream, self._sink = stream, sink
-        self._pump = Pump(stream.fileno(), sink, lambda _sink_gone: self._release())
+        kind = SplicePump if stat.S_ISFIFO(os.fstat(sink).st_mode) else Pump
+        self._pump = kind(stream.fileno(), sink, lambda _sink_gone: self._release())
         self._pump.start()
 
     def _release(self) -> None:
