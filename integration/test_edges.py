@@ -168,6 +168,7 @@ def test_nothing_written_before_close_io_is_lost_however_slowly_it_is_read(execs
             assert time.monotonic() - started < 1.5, "all of it was written before the process read any"
         run.close_stdin()
         run.close_stdin()
+        assert time.monotonic() - started < 1.5, "CloseIO waits for nobody"
         assert read_all(stdout).split()[0].decode() == digest(sent)
         assert run.wait() == 0
 
