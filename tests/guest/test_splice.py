@@ -8,6 +8,8 @@ import os
 import random
 import socket
 
+import pytest
+
 from shim.guest.pump import CHUNK, SplicePump
 
 from .loop import eventually, go
@@ -89,11 +91,18 @@ def test_a_full_pipe_stops_it_and_loses_nothing() -> None:
     go(test)
 
 
-def test_the_end_waits_for_a_reader_that_is_slow() -> None:
+@pytest.mark.parametrize("told", [False, True])
+def test_the_end_waits_for_a_reader_that_is_slow(told: bool) -> None:
+    """The end of the connection, or the word that nothing more will come."""
+
     async def test() -> None:
         ends = Ends()
         await ends.send(DATA[:20000])
-        ends.peer.close()
+        if told:
+            await turns()
+            ends.pump.finish()
+        else:
+            ends.peer.close()
         await turns()
         assert ends.ended == []
         assert await ends.read(20000) == DATA[:20000]
@@ -115,21 +124,6 @@ def test_a_reader_that_goes_away_ends_it_full_or_not() -> None:
                 await ends.send(b"lost")
             await eventually(lambda ends=ends: ends.ended == [True])  # type: ignore[misc]
             ends.close()
-
-    go(test)
-
-
-def test_finish_ends_it_after_what_has_arrived() -> None:
-    async def test() -> None:
-        ends = Ends()
-        await ends.send(DATA[:20000])
-        await turns()
-        ends.pump.finish()
-        await turns()
-        assert ends.ended == []
-        assert await ends.read(20000) == DATA[:20000]
-        await eventually(lambda: ends.ended == [False])
-        ends.close()
 
     go(test)
 
