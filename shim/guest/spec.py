@@ -27,6 +27,9 @@ _EXCEPTIONS = {
 # Their keys are data, not field names.
 _MAPS = frozenset({"Annotations", "Sysctl"})
 
+# runtime-rs sends the names of its library's enumerations, which are not all the spec's.
+_NAMESPACE_TYPES = {"mnt": "mount", "net": "network"}
+
 # Dropped from a process: the guest's kernel has no policy loaded for either.
 _LABELS = ("apparmorProfile", "selinuxLabel")
 
@@ -59,7 +62,16 @@ def process_from_proto(message: Mapping[str, Any]) -> dict[str, Any]:
         rlimit.setdefault("soft", 0)
     for label in _LABELS:
         process.pop(label, None)
+    if sets := process.get("capabilities"):
+        process["capabilities"] = {
+            kind: [_capability(name) for name in names] for kind, names in sets.items()
+        }
     return process
+
+
+def _capability(name: str) -> str:
+    """CAP_KILL; runtime-rs says KILL."""
+    return name if name.upper().startswith("CAP_") else f"CAP_{name}"
 
 
 def spec_from_proto(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +115,7 @@ def place_namespaces(spec: dict[str, Any], paths: Mapping[str, str]) -> None:
     kept = []
     for namespace in spec["linux"].get("namespaces", []):
         kind = namespace.get("type", "")
+        kind = _NAMESPACE_TYPES.get(kind, kind)
         if kind in ("network", "time", ""):
             continue
         kept.append({"type": kind, "path": paths[kind]} if kind in paths else {"type": kind})

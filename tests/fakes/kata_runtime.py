@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.fakes.kata_wire import HEALTH, KataWire, Message, Status, text_map
 
@@ -27,9 +27,8 @@ SHM_STORAGE = {
 }
 
 
-def process(args: Sequence[str], *, terminal: bool = False) -> Message:
+def process(args: Sequence[str], capabilities: Sequence[str], *, terminal: bool = False) -> Message:
     """oci.proto Process, as containerd's default spec has it."""
-    capabilities = ["CAP_CHOWN", "CAP_KILL", "CAP_SETUID"]
     return {
         1: terminal,
         3: {1: 0, 2: 0, 3: [0, 10]},
@@ -46,6 +45,7 @@ def spec(
     args: Sequence[str],
     root: str,
     *,
+    capabilities: Sequence[str],
     namespaces: Sequence[str],
     annotations: dict[str, str],
     cgroups_path: str,
@@ -54,7 +54,7 @@ def spec(
     """oci.proto Spec after the runtimes' edits: no host paths, no devices, shm bound from the sandbox's."""
     return {
         1: "1.1.0",
-        2: process(args, terminal=terminal),
+        2: process(args, capabilities, terminal=terminal),
         3: {1: root},
         5: [
             {1: "/proc", 2: "proc", 3: "proc", 4: ["nosuid", "noexec", "nodev"]},
@@ -80,7 +80,10 @@ def spec(
 
 class RuntimeRs:
     """runtime-rs. The init process has no exec id, an exec has containerd's; every call but those that wait has
-    30 s. Streams are passed (`ports`) on Dragonball, else fetched by RPC."""
+    30 s. Streams are passed (`ports`) on Dragonball, else fetched by RPC. Capabilities and namespaces have the names of
+    the oci-spec crate's enumerations."""
+
+    CAPABILITIES: ClassVar = ["CHOWN", "KILL", "SETUID"]
 
     def __init__(self, wire: KataWire, shared: str = SHARED) -> None:
         self.wire, self._shared = wire, shared
@@ -114,7 +117,8 @@ class RuntimeRs:
         oci = spec(
             args,
             self.root(container_id),
-            namespaces=["ipc", "uts", "mount", "cgroup"],
+            capabilities=self.CAPABILITIES,
+            namespaces=["ipc", "uts", "mnt", "cgroup"],
             annotations={"io.katacontainers.pkg.oci.container_type": "pod_container"},
             cgroups_path=f"/kubepods/{container_id}",
             terminal=terminal,
@@ -140,7 +144,7 @@ class RuntimeRs:
         size: tuple[int, int] | None = None,
     ) -> asyncio.Task[int]:
         # Capabilities are left out, to be the container's.
-        oci = {key: value for key, value in process(args, terminal=size is not None).items() if key != 7}
+        oci = {key: value for key, value in process(args, [], terminal=size is not None).items() if key != 7}
         stdin, stdout, stderr = ports
         await self._call("ExecProcess", {1: container_id, 2: exec_id, 4: oci, 5: stdin, 6: stdout, 7: stderr})
         if size is not None:
@@ -177,6 +181,8 @@ class GoRuntime(RuntimeRs):
     """The Go runtime. The init process's exec id is the container's id, an exec's is a token of its own; calls have
     60 s; streams always go by RPC, and CloseStdin ends the input. It says good-bye with DestroySandbox."""
 
+    CAPABILITIES: ClassVar = ["CAP_CHOWN", "CAP_KILL", "CAP_SETUID"]
+
     def root(self, container_id: str) -> str:
         return f"{self._shared}{container_id}/rootfs"
 
@@ -207,6 +213,7 @@ class GoRuntime(RuntimeRs):
         oci = spec(
             args,
             self.root(container_id),
+            capabilities=self.CAPABILITIES,
             namespaces=["ipc", "uts", "mount"],
             annotations={},
             cgroups_path=f"/default/{container_id}",

@@ -162,3 +162,11 @@ def test_an_exec_inherits_capabilities_only_when_it_names_none() -> None:
     own: dict[str, Any] = {"capabilities": {"bounding": ["CAP_CHOWN"]}}
     inherit_process(own, container)
     assert own == {"capabilities": {"bounding": ["CAP_CHOWN"]}}
+
+
+def test_runtime_rs_s_names_of_capabilities_and_namespaces_are_the_spec_s() -> None:
+    process = process_from_proto({"Capabilities": {"Bounding": ["KILL", "CAP_CHOWN"], "Ambient": []}})
+    assert process["capabilities"] == {"bounding": ["CAP_KILL", "CAP_CHOWN"], "ambient": []}
+    spec = spec_from_proto({"Linux": {"Namespaces": [{"Type": kind} for kind in ("mnt", "net", "uts")]}})
+    place_namespaces(spec, {"uts": "/u"})
+    assert spec["linux"]["namespaces"] == [{"type": "mount"}, {"type": "uts", "path": "/u"}, {"type": "pid"}]

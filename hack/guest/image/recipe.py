@@ -93,3 +93,12 @@ from shim.guest.start import main
 
 main()
 """
+
+# An image with another agent: that one is /init's successor, on a kernel whose drivers are modules here.
+OTHER_AGENT = "usr/bin/kata-agent"
+OTHER_AGENT_PACKAGES = ("libgcc-s1",)  # what a Rust program is linked with beyond libc6
+OTHER_INIT = f"""\
+#!/bin/sh
+while read -r module; do /bin/busybox insmod "/lib/modules/$module"; done </lib/modules/order
+exec /{OTHER_AGENT}
+""".encode()

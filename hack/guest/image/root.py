@@ -17,15 +17,24 @@ class RootError(Exception):
     """The packages do not have what the image needs."""
 
 
-def assemble(unpacked: Path, kernel_modules: Path, repository: Path, versions: dict[str, object]) -> Tree:
-    """The whole tree from unpacked packages, a `lib/modules/<release>` directory and the project."""
+def assemble(
+    unpacked: Path,
+    kernel_modules: Path,
+    repository: Path,
+    versions: dict[str, object],
+    agent: bytes | None = None,
+) -> Tree:
+    """The whole tree from unpacked packages, a `lib/modules/<release>` directory and the project. With `agent`, that
+    program is started instead of ours."""
     tree = Tree()
     for path in recipe.DIRECTORIES:
         tree.add_dir(path)
     tree.add_dir("tmp", 0o1777)
     # The kernel opens /dev/console for /init before anybody can mount a devtmpfs.
     tree.add_char_device("dev/console", 5, 1)
-    tree.add_file("init", recipe.INIT, 0o755)
+    tree.add_file("init", recipe.OTHER_INIT if agent else recipe.INIT, 0o755)
+    if agent:
+        tree.add_file(recipe.OTHER_AGENT, agent, 0o755)
     tree.add_file(
         "etc/kata-py/versions.json", json.dumps(versions, indent=1, sort_keys=True).encode() + b"\n"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from image import bytecode, elf, lz4, modules, packages, python, recipe, vmlinux
+from image import bytecode, elf, lz4, modules, packages, python, recipe, root, vmlinux
 from image.cpio import Tree, encode
 
 
@@ -235,3 +235,24 @@ def test_a_damaged_download_is_fetched_again(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(packages, "_is_there", lambda package, cache: bool(asked))
     assert packages.download([package], tmp_path) == 1
     assert asked == ["x=1"]
+
+
+def test_another_agent_takes_the_place_of_ours_with_its_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "PROGRAMS", {})
+    monkeypatch.setattr(recipe, "KERNEL_MODULES", ("ring",))
+    monkeypatch.setattr(python, "add_library", lambda tree, unpacked, repository: None)
+    for folder, name, data in (
+        ("lib/x86_64-linux-gnu", "libx.so.1", elf_file(_dynamic=bytes(16))),
+        ("modules/kernel", "ring.ko", elf_file(_modinfo=b"name=ring\0depends=\0")),
+        ("modules", "modules.builtin", b""),
+    ):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / name).write_bytes(data)
+    agent = elf_file(_dynstr=b"\0libx.so.1\0", _dynamic=struct.pack("<qQqQ", 1, 1, 0, 0))
+    for given, init in ((agent, recipe.OTHER_INIT), (None, recipe.INIT)):
+        made = root.assemble(tmp_path, tmp_path / "modules", tmp_path, {}, given)
+        assert dict(made)["init"].data == init
+        assert ("usr/bin/kata-agent" in made) is (given is not None)
+        assert ("lib/x86_64-linux-gnu/libx.so.1" in made) is (given is not None)
