@@ -124,6 +124,10 @@ class Agent(Protocol):
         """Whether a process cannot be read any more once `wait_process` has answered (the genuine agent). Known
         after `check`."""
 
+    @property
+    def loses_streams(self) -> bool:
+        """Whether passed streams need the care of `stdio.genuine` (the genuine agent). Known after `check`."""
+
     async def check(self) -> str:
         """Health check; returns the agent's version."""
 

@@ -58,6 +58,10 @@ class KataAgent(Agent):
     def forgets_ended(self) -> bool:
         return not self._ours
 
+    @property
+    def loses_streams(self) -> bool:
+        return not self._ours
+
     async def set_guest_date_time(self, now_ns: int) -> None:
         seconds, nanos = divmod(now_ns, 1_000_000_000)
         request = grpc.SetGuestDateTimeRequest(sec=seconds, usec=nanos // 1000)

@@ -284,8 +284,9 @@ class Container:
         return self._guest
 
     async def _end_stdin(self, process: Process, ended: Awaitable[bool]) -> None:
-        """Through the stream, behind the last byte; by the agent if the device cannot."""
-        if not await ended and process.exit is None and (guest := self._guest) is not None:
+        """Through the stream, behind the last byte; by the agent if the device cannot. A terminal stays open."""
+        told = await ended or process.stdio.terminal
+        if not told and process.exit is None and (guest := self._guest) is not None:
             await self._quietly("close stdin", lambda: guest.agent.close_stdin(process.ids))
 
     async def _end_unused_stdin(self, guest: Guest, process: Process, ports: StdioPorts | None) -> None:

@@ -30,12 +30,9 @@ class RpcStdio(Carrier):
         self._begun = asyncio.Event()
 
     async def carry(self, name: str, fd: int) -> Stream:
-        ours = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         if name != STDIN:
-            return self._output(name, ours)
-        self._stdin = InputCopy(
-            lambda data: self._agent.write_stdin(self._ids, data), self._close_stdin, ours, self._log
-        )
+            return self._output(name, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0))
+        self._stdin = copy_input(self._agent, self._ids, fd, self._log, terminal=self._terminal)
         return self._stdin
 
     def _output(self, name: str, fd: int) -> OutputCopy:
@@ -57,14 +54,6 @@ class RpcStdio(Carrier):
             self._stdin.begin()
         self._begun.set()
 
-    async def _close_stdin(self) -> None:
-        """Its process has got all its input. A terminal stays open, for its output."""
-        if not self._terminal:
-            try:
-                await self._agent.close_stdin(self._ids)
-            except ShimError as error:  # the process has ended already, most likely
-                self._log.debug("stdin cannot be closed", error=error)
-
     def end(self) -> None:
         if self._stdin is not None:
             self._stdin.close()
@@ -80,3 +69,17 @@ class RpcStdio(Carrier):
         for output in self._outputs.values():
             output.close()
         self._begun.set()
+
+
+def copy_input(agent: Agent, ids: ProcessIds, fd: int, log: Log, *, terminal: bool) -> InputCopy:
+    """stdin by WriteStdin, from a duplicate of `fd`, closed at its end. A terminal stays open, for its output."""
+
+    async def close() -> None:
+        if not terminal:
+            try:
+                await agent.close_stdin(ids)
+            except ShimError as error:  # the process has ended already, most likely
+                log.debug("stdin cannot be closed", error=error)
+
+    ours = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    return InputCopy(lambda data: agent.write_stdin(ids, data), close, ours, log)

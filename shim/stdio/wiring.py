@@ -10,6 +10,7 @@ from shim.agent.api import Agent, ProcessIds
 from shim.log import Log
 from shim.stdio.api import NAMES, STDERR, STDIN, STDOUT, Carrier
 from shim.stdio.fifo import open_file, open_output
+from shim.stdio.genuine import GenuineStdio, open_unwanted
 from shim.stdio.logger import LoggerProcess, Loggers
 from shim.stdio.output import OutputFifo
 from shim.stdio.passed import PassedStdio
@@ -67,6 +68,10 @@ class Wiring:
                 fds[STDIN] = stdin.fd
                 passed.callback(os.close, stdin.fd)
                 keepers.callback(stdin.close)
+            if self._port and self._agent.loses_streams:
+                for name, null in open_unwanted(fds, terminal=terminal).items():
+                    fds[name] = null
+                    passed.callback(os.close, null)
             carrier, streams = await self._carry(ids, fds, timeout_s, terminal=terminal)
             keepers.callback(_close, streams, carrier)
             return Streams(carrier, streams, fifos, stdin, loggers=loggers, keepers=keepers.pop_all())
@@ -75,7 +80,7 @@ class Wiring:
         self, ids: ProcessIds, fds: dict[str, int], timeout_s: float, *, terminal: bool
     ) -> tuple[Carrier, dict[str, Stream]]:
         if self._port:
-            carrier = PassedStdio(self._device, self._port, timeout_s)
+            carrier = self._passed(ids, timeout_s, terminal=terminal)
             try:
                 return carrier, await self._all(carrier, fds)
             except StreamRefused as error:
@@ -85,6 +90,13 @@ class Wiring:
                 self._port = 0
         by_rpc = RpcStdio(self._agent, ids, terminal=terminal, log=self._log)
         return by_rpc, await self._all(by_rpc, fds)
+
+    def _passed(self, ids: ProcessIds, timeout_s: float, *, terminal: bool) -> Carrier:
+        if not self._agent.loses_streams:
+            return PassedStdio(self._device, self._port, timeout_s)
+        return GenuineStdio(
+            self._device, self._port, timeout_s, self._agent, ids, terminal=terminal, log=self._log
+        )
 
     async def _all(self, carrier: Carrier, fds: dict[str, int]) -> dict[str, Stream]:
         names = [name for name in NAMES if name in fds]
@@ -99,7 +111,7 @@ class Wiring:
                 errors.append(result)
             else:
                 streams[name] = result
-        self._proven = self._proven or bool(streams)
+        self._proven = self._proven or any(stream.host_port for stream in streams.values())
         if errors:
             for stream in streams.values():
                 stream.abandon()

@@ -37,7 +37,7 @@ class FakeAgent:
         self.stats = ContainerStats()
         self.processes: list[str] = [""]
         self.ooms: asyncio.Queue[str] = asyncio.Queue()
-        self.forgets_ended = False
+        self.forgets_ended = self.loses_streams = False
         self.input: dict[ProcessIds, bytearray] = {}  # by write_stdin
         self.closed: set[ProcessIds] = set()  # by close_stdin
         self._output: dict[tuple[ProcessIds, str], bytearray] = {}

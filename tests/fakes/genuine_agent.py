@@ -4,6 +4,8 @@
 - The end of a process is handled with the sandbox's lock held until its output is in the streams: meanwhile every other
   call waits.
 - WaitProcess answers once; afterwards the process is not found.
+- A passed stdin is lost from the first write on that a full pipe refuses; WriteStdin waits.
+- An output without a stream is read by nobody.
 - A process has a pipe as stdin whether somebody feeds it or not; only the stream's end or CloseStdin ends it, and
   CloseStdin takes a terminal away.
 - SIGKILL without an exec id is for all of a container and never an error; SIGTERM to an init process kills it (137).
@@ -16,6 +18,7 @@ A test is the program of a process: it has the other ends of its pipes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import signal
@@ -69,9 +72,10 @@ class GuestProcess:
 
     async def _feed(self, stream: socket.socket) -> None:
         sink = self.master if self.master >= 0 else self.parent_stdin
-        with stream:
+        with stream, contextlib.suppress(BlockingIOError):
             while data := await asyncio.get_running_loop().sock_recv(stream, 8192):
-                await write_all(sink, data)
+                while data:
+                    data = data[os.write(sink, data) :]
         if sink == self.parent_stdin:
             self.close(sink)
 

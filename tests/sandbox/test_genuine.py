@@ -10,6 +10,7 @@ import pytest
 from shim.errors import DeadlineExceeded, NotFound
 from shim.pb.containerd.task import v2
 from shim.pb.containerd.v1.types import Status
+from tests.fakes.dragonball import write_all
 from tests.sandbox.genuine import GenuineStack, read_fifo, with_genuine
 from tests.sandbox.stack import until
 
@@ -89,19 +90,51 @@ async def test_a_terminal_without_stdin_is_not_taken_away(shim: GenuineStack) ->
 
 
 @with_genuine
-async def test_closing_stdin_comes_to_the_agent_when_the_device_cannot_end_a_stream(
-    shim: GenuineStack,
-) -> None:
+async def test_input_that_a_slow_process_has_not_read_yet_is_not_lost(shim: GenuineStack) -> None:
+    """By a passed stdin it would be, from 64 KiB on."""
     fifos = shim.fifos("stdin")
-    writer = os.open(fifos["stdin"], os.O_RDWR | os.O_NONBLOCK)
+    data = os.urandom(500_000)
     await shim.run(**fifos)
-    os.write(writer, b"all there is")
-    assert await shim.process().read() == b"all there is"
+    writer = os.open(fifos["stdin"], os.O_WRONLY | os.O_NONBLOCK)
+    writing = asyncio.create_task(write_all(writer, data))
+    await asyncio.sleep(0.02)  # the pipe in the guest is full by now
+    read = await shim.process().read()
+    while len(read) < len(data):
+        read += await asyncio.wait_for(shim.process().read(), 5)
+    assert read == data
+    await writing
     os.close(writer)
-    assert "CloseStdin" not in shim.guest.calls
+    await asyncio.sleep(0.02)
+    assert "CloseStdin" not in shim.guest.calls, "a client that goes away has detached"
     await shim.close_io()
     assert await asyncio.wait_for(shim.process().read(), 5) == b""
-    assert "CloseStdin" in shim.guest.calls
+
+
+@with_genuine
+async def test_output_that_nobody_wants_does_not_stop_a_process(shim: GenuineStack) -> None:
+    await shim.run()
+    stdout = shim.process().stdout
+    os.set_blocking(stdout, False)
+    await asyncio.wait_for(write_all(stdout, bytes(300_000)), 5)
+    shim.guest.end("c1")
+    assert await shim.wait() == 0
+
+
+@with_genuine
+async def test_a_terminals_input_goes_by_its_stream_and_its_end_takes_nothing_away(
+    shim: GenuineStack,
+) -> None:
+    fifos = shim.fifos("stdin", "stdout")
+    await shim.run(terminal=True, **fifos)
+    writer = os.open(fifos["stdin"], os.O_WRONLY | os.O_NONBLOCK)
+    os.write(writer, b"typed\n")
+    assert await shim.process().read() == b"typed\n"
+    os.close(writer)
+    await shim.close_io()
+    await asyncio.sleep(0.02)
+    assert "CloseStdin" not in shim.guest.calls
+    shim.guest.end("c1", code=5)
+    assert await shim.wait() == 5
 
 
 @with_genuine
