@@ -372,7 +372,7 @@ def test_a_creation_whose_caller_has_gone_is_undone(play: Play) -> None:
 
 def test_removal_kills_what_runs(play: Play) -> None:
     async def scenario(agent: Agent) -> None:
-        await agent.run("c1", ["sh", "-c", "trap '' TERM; sleep 100; sleep 100"])
+        await agent.run("c1", ["sh", "-c", "trap '' TERM; exec sleep 100"])
         waiting = asyncio.create_task(agent.wait("c1"))
         await asyncio.sleep(0)
         await agent.call("RemoveContainer", container_id="c1")
