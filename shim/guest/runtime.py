@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _MAX_LOG = 64 * 1024
+# The limit of the runtime spec that crun has written to a file of cgroup v2, which is what its message names.
+_LIMITS = {
+    "cpu.weight": "cpu.shares",
+    "cpu.max": "cpu.quota or period",
+    "memory.max": "memory.limit",
+    "memory.low": "memory.reservation",
+    "memory.swap.max": "memory.swap",
+    "pids.max": "pids.limit",
+}
 
 
 def sealed_copy(path: str) -> str:
@@ -231,6 +240,9 @@ def _failure(command: str, status: int, message: str, args: list[str] | None) ->
         return errors.NotFound(f"{frame}: {program_error(args, 'executable file not found in $PATH')}")
     if args is not None and message.startswith(("open executable", "exec container process")):
         return errors.InvalidArgument(f"{frame}: {program_error(args, message)}")
+    if command == "update" and message:
+        limit = next((f"resources.{name}: " for file, name in _LIMITS.items() if f"`{file}`" in message), "")
+        return errors.InvalidArgument(f"{limit}{frame}: {message}")
     kind = errors.InvalidArgument if "No such file or directory" in message else errors.Internal
     return kind(f"{frame}: {message or f'crun: {ended}'}")
 

@@ -104,6 +104,11 @@ def resources_from_proto(message: Mapping[str, Any]) -> dict[str, Any]:
             # 0:0 is no device; the proto's zero stands for the spec's absent "any".
             rule.pop("major", None)
             rule.pop("minor", None)
+    cpu = resources.get("cpu", {})
+    if cpu.get("quota", 0) < 0:
+        cpu.setdefault(
+            "period", 100_000
+        )  # without one crun lifts no limit; it is the kernel's default, and runc's
     if not resources.get("pids"):
         resources.pop("pids", None)  # an object without its one member, which crun refuses
     return resources

@@ -77,7 +77,7 @@ def main(argv):
             with open(option("--resources", argv)) as file:
                 resources = json.load(file)
             if resources.get("cpu", {}).get("shares") == 1:
-                fail(argv, "write to `cpu.weight`: Numerical result out of range")
+                fail(argv, "writing file `cpu.weight`: Numerical result out of range")
             with open(f"{state}.limits", "w") as file:
                 json.dump(resources, file)
         case "delete":

@@ -102,7 +102,10 @@ def test_limits_reach_crun_as_the_runtime_spec_has_them(play: Play) -> None:
         await agent.call("UpdateContainer", container_id="c1", resources=limits)
         applied = json.loads((agent.directory / "state/c1.limits").read_text())
         assert applied == {"memory": {"limit": 1 << 26}, "cpu": {"quota": 50000, "period": 100000}}
-        with pytest.raises(errors.Internal, match=r"update failed: write to `cpu\.weight`"):
+        await agent.call("UpdateContainer", container_id="c1", resources={"CPU": {"Quota": -1}})
+        applied = json.loads((agent.directory / "state/c1.limits").read_text())
+        assert applied == {"cpu": {"quota": -1, "period": 100000}}, "crun lifts it only with a period"
+        with pytest.raises(errors.InvalidArgument, match=r"resources\.cpu\.shares: .*out of range"):
             await agent.call("UpdateContainer", container_id="c1", resources={"CPU": {"Shares": 1}})
         await remove(agent)
         assert agent.leftovers() == []
