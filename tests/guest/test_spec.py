@@ -94,7 +94,7 @@ def test_every_field_gets_its_name_in_the_runtime_spec() -> None:
                     {"allow": True, "type": "c", "major": 1, "minor": 3},
                 ],
                 "memory": {"limit": 1024, "kernelTCP": 5, "disableOOMKiller": True},
-                "cpu": {"shares": 2, "quota": -1, "cpus": "0-1", "realtimePeriod": 4},
+                "cpu": {"shares": 2, "quota": -1, "period": 100000, "cpus": "0-1", "realtimePeriod": 4},
                 "pids": {"limit": 10},
                 "blockIO": {"weight": 1, "throttleReadBpsDevice": [{"major": 8, "minor": 1, "rate": 9}]},
                 "hugepageLimits": [{"pageSize": "2MB", "limit": 3}],
