@@ -180,9 +180,9 @@ def test_a_restore_that_fails_over_something_else_costs_no_template(
 
 def test_another_size_boots_and_then_has_a_template_of_its_own(ctr: Ctr, made: Path) -> None:
     settings = f'template = "auto"\ntemplate_dir = "{made.parent}"\nvcpus = 2\n'
-    ctr.daemon.set_for_shims(f"{settings}memory_mib = 192")
+    ctr.daemon.set_for_shims(f"{settings}memory_mib = 1536")
     for how in ("boots", "restored"):
-        assert f"how={how}" in log_of(ctr, lambda: assert_size(ctr, cpus=2, memory_mib=192))
+        assert f"how={how}" in log_of(ctr, lambda: assert_size(ctr, cpus=2, memory_mib=1536))
         wait_for(lambda: not creators(ctr))
     assert len(list(made.parent.glob("*/template.json"))) == 2
     # The limit is for all together: those used longest ago go.

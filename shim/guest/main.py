@@ -32,8 +32,10 @@ TTRPC_PORT = 1024
 CRUN = "/usr/bin/crun"
 SCRATCH = "/run/kata-py"
 DEVICES = "/sys/bus/virtio/devices"
-# Of the free memory, what is left to the kernel when the rest is taken for a moment.
-_SPARE = 16 << 20
+# Of the free memory, what is left to the kernel when the rest is taken for a moment, and the most that is taken: a
+# boot leaves traces in no more, all of it would be allocated on the host, and of a large memory the kernel needs
+# more to spare.
+_SPARE, _MOST = 16 << 20, 512 << 20
 # Six descriptors for each process with three streams. Containers whose spec sets no limit inherit it.
 _OPEN_FILES = (65536, 1048576)
 
@@ -107,7 +109,7 @@ async def settle(runtime: Runtime) -> None:
     await runtime.version()
     gc.collect()
     gc.freeze()
-    free = os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE - _SPARE
+    free = min(os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE - _SPARE, _MOST)
     mmap.mmap(-1, free, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
