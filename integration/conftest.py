@@ -24,6 +24,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 VERSIONS = ("1.6", "1.7", "2")
 # What is marked short runs once more with the setting `template = "off"`.
 BOOTING = "1.6-off"
+# containerd 2 with the shim as the sandboxer; pods only.
+SANDBOX_API = "2-shim"
 OURS = "io.containerd.kata-py.v2"
 
 PAYLOAD = random.Random("kata-py").randbytes(8 << 20)
@@ -53,7 +55,10 @@ def assert_whole(out: bytes) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("integration")
     group.addoption(
-        "--containerd", default="1.6", choices=[*VERSIONS, BOOTING, "all"], help="version to run on"
+        "--containerd",
+        default="1.6",
+        choices=[*VERSIONS, BOOTING, SANDBOX_API, "all"],
+        help="version to run on",
     )
     group.addoption("--runtime", default=OURS, help="runtime under test")
     group.addoption("--snapshotter", default="overlayfs", choices=["overlayfs", "native"])
@@ -76,7 +81,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted = metafunc.config.getoption("--containerd")
     versions = [wanted] if wanted != "all" else ["1.6"]
     if wanted == "all" and metafunc.definition.get_closest_marker("short"):
-        versions = [*VERSIONS, *([BOOTING] if fixture == "containerd" else [])]
+        versions = [*VERSIONS, SANDBOX_API if fixture == "crictl" else BOOTING]
     metafunc.parametrize(fixture, versions, indirect=True, scope="session")
 
 

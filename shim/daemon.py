@@ -167,7 +167,8 @@ class Daemon:
         if sandbox_api:
             from shim.controller.service import SandboxService
 
-            services.append(from_grpclib(SandboxService(self._sandbox, on_shutdown=self._end)))
+            files = Path(self._record.run_dir, "etc")
+            services.append(from_grpclib(SandboxService(self._sandbox, files, on_shutdown=self._end)))
         server = Server(services, self._log, same_user=True)
         await server.serve(self._listener)
         return server

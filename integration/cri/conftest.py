@@ -28,10 +28,15 @@ def crictl(request: pytest.FixtureRequest, image: Path, pause_image: Path) -> It
     handler. At its end nothing of any pod may be left."""
     option = request.config.getoption
     program = program_folder("crictl") / "crictl"
-    daemon = CriContainerd(
-        *daemon_arguments(request.config, request.param), snapshotter=option("--snapshotter")
-    )
+    version, _, sandboxer = request.param.partition("-")
     ours = option("--runtime") == OURS
+    if sandboxer and not ours:
+        pytest.skip("runc's shim is no sandboxer")
+    daemon = CriContainerd(
+        *daemon_arguments(request.config, version),
+        snapshotter=option("--snapshotter"),
+        sandboxer=sandboxer or "podsandbox",
+    )
     try:
         if ours and option("--template") == "auto":
             daemon.tool("template", "create")

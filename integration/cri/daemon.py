@@ -54,6 +54,7 @@ CRI_2 = """\
     runtime_type = "io.containerd.runc.v2"
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.kata-py]
     runtime_type = "io.containerd.kata-py.v2"
+    sandboxer = "{sandboxer}"
     privileged_without_host_devices = true
 """
 
@@ -62,9 +63,17 @@ class CriContainerd(Containerd):
     """As `Containerd`; `net` is the path of its network namespace, made by `start` and gone after `remove`."""
 
     def __init__(
-        self, version: str, programs: Path, shims: Path, settings: str, level: str, *, snapshotter: str
+        self,
+        version: str,
+        programs: Path,
+        shims: Path,
+        settings: str,
+        level: str,
+        *,
+        snapshotter: str,
+        sandboxer: str = "podsandbox",
     ):
-        self.snapshotter = snapshotter
+        self.snapshotter, self.sandboxer = snapshotter, sandboxer
         super().__init__(version, programs, shims, settings, level)
         # A second runtime, as we tell people to configure it, with a settings file of its own.
         self.own_settings = self.root / "own/kata-py.toml"
@@ -84,7 +93,11 @@ class CriContainerd(Containerd):
     def config(self, level: str, disabled: Sequence[str] = ()) -> str:
         disabled = [name for name in DISABLED if "cri" not in name]
         plugins = (CRI_2 if self.version == "2" else CRI_1).format(
-            pause=PAUSE, cni_plugins=CNI_PLUGINS, root=self.root, snapshotter=self.snapshotter
+            pause=PAUSE,
+            cni_plugins=CNI_PLUGINS,
+            root=self.root,
+            snapshotter=self.snapshotter,
+            sandboxer=self.sandboxer,
         )
         return super().config(level, disabled) + plugins
 

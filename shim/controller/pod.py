@@ -6,6 +6,8 @@ container has no such spec, so this makes the part of it that counts. Source: co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from betterproto.lib.google.protobuf import Any as AnyMessage
@@ -24,9 +26,11 @@ _RESOURCES = {
 }
 
 
-def spec(request: CreateSandboxRequest) -> dict[str, Any]:
-    """The spec for CreateSandbox's request. InvalidArgument or Unimplemented, naming what is wrong."""
-    config = _config(request.options)
+def spec(
+    request: CreateSandboxRequest, config: PodSandboxConfig, files: Mapping[str, Path]
+) -> dict[str, Any]:
+    """The spec for CreateSandbox's request with `config` in it. `files` are the pod's own, by their places in its
+    containers. Unimplemented for what only a pause container can have."""
     if config.linux.sysctls:
         names = ", ".join(sorted(config.linux.sysctls))
         raise Unimplemented(f'pod sysctls ({names}): want sandboxer = "podsandbox"')
@@ -42,6 +46,15 @@ def spec(request: CreateSandboxRequest) -> dict[str, Any]:
             oci.CONTAINER_TYPE: "sandbox",
             oci.SANDBOX_ID: request.sandbox_id,
         },
+        "mounts": [
+            {
+                "destination": place,
+                "type": "bind",
+                "source": str(path),
+                "options": ["rbind", "rprivate", "rw"],
+            }
+            for place, path in files.items()
+        ],
         "linux": {
             "namespaces": [{"type": "ipc"}, {"type": "uts"}, *([] if host_network else [network])],
             "cgroupsPath": _cgroups_path(config.linux.cgroup_parent, request.sandbox_id),
@@ -49,8 +62,9 @@ def spec(request: CreateSandboxRequest) -> dict[str, Any]:
     }
 
 
-def _config(options: AnyMessage) -> PodSandboxConfig:
-    """Without options (a client other than CRI) the pod has nothing particular."""
+def config_of(options: AnyMessage) -> PodSandboxConfig:
+    """CRI's options of a sandbox; without them (a client other than CRI) the pod has nothing particular.
+    InvalidArgument for anything else."""
     if not options.type_url:
         return PodSandboxConfig()
     if options.type_url.rpartition("/")[2] != _CONFIG:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-from shim.controller.pod import spec
+from shim.controller import files, pod
 from shim.errors import InvalidArgument, NotFound
 from shim.pb.containerd.runtime.sandbox import v1
 from shim.pb.containerd.types import Platform
@@ -18,16 +19,20 @@ READY, NOT_READY = "SANDBOX_READY", "SANDBOX_NOTREADY"
 
 
 class SandboxService(v1.SandboxBase):
-    """No state of its own. `on_shutdown` runs when the sandbox has been shut down, before that is answered."""
+    """No state of its own. `files` is the directory for the pod's files, which is removed with the sandbox.
+    `on_shutdown` runs when the sandbox has been shut down, before that is answered."""
 
-    def __init__(self, sandbox: Sandbox, on_shutdown: Callable[[], Awaitable[None]]) -> None:
-        self._sandbox, self._on_shutdown = sandbox, on_shutdown
+    def __init__(self, sandbox: Sandbox, files: Path, on_shutdown: Callable[[], Awaitable[None]]) -> None:
+        self._sandbox, self._files, self._on_shutdown = sandbox, files, on_shutdown
 
     async def create_sandbox(
         self, create_sandbox_request: v1.CreateSandboxRequest
     ) -> v1.CreateSandboxResponse:
-        self._check(create_sandbox_request.sandbox_id)
-        self._sandbox.reserve(spec(create_sandbox_request))
+        request = create_sandbox_request
+        self._check(request.sandbox_id)
+        config = pod.config_of(request.options)
+        written = files.write(self._files, config, config.hostname or request.sandbox_id)
+        self._sandbox.reserve(pod.spec(request, config, written))
         return v1.CreateSandboxResponse()
 
     async def start_sandbox(self, start_sandbox_request: v1.StartSandboxRequest) -> v1.StartSandboxResponse:

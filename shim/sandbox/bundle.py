@@ -36,6 +36,13 @@ def rootfs_mounts(bundle: Path, spec: Mapping[str, Any], given: Sequence[Mount])
     return (Mount(type="bind", source=str(bundle / path), options=("rbind", "rw")),)
 
 
+def add_mounts(spec: dict[str, Any], mounts: Sequence[Mapping[str, Any]]) -> None:
+    """Those whose destination the spec leaves free."""
+    taken = {mount.get("destination") for mount in oci.objects(spec, "mounts")}
+    if added := [dict(mount) for mount in mounts if mount["destination"] not in taken]:
+        spec["mounts"] = [*oci.objects(spec, "mounts"), *added]
+
+
 def resolv_conf(spec: Mapping[str, Any]) -> list[str]:
     """The lines of the file that the spec mounts as /etc/resolv.conf; none if there is no such mount or
     file."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal as signals
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,11 +76,17 @@ class Container:
 
     # -- create, start, delete -------------------------------------------------------------------------------
 
-    async def create(self, boot: Callable[[Mapping[str, Any]], Awaitable[Guest]]) -> int:
-        """Make it in the guest; the pid that stands for it. On an error all of it is undone."""
+    async def create(
+        self,
+        boot: Callable[[Mapping[str, Any]], Awaitable[Guest]],
+        pod_mounts: Sequence[Mapping[str, Any]] = (),
+    ) -> int:
+        """Make it in the guest, with the mounts of its pod that its spec has not; the pid that stands for it. On
+        an error all of it is undone."""
         async with self._lock, AsyncExitStack() as stack:
             stack.callback(self.init.fail)
             spec = bundle.load(self.request.bundle)
+            bundle.add_mounts(spec, pod_mounts)
             rootfs = bundle.rootfs_mounts(self.request.bundle, spec, self.request.rootfs)
             if skipped := transforms.host_hooks(spec):
                 self._log.warning("hooks of the host are not run", hooks=",".join(skipped))

@@ -102,7 +102,7 @@ class Sandbox:
 
     async def _create(self, container: Container) -> int:
         try:
-            pid = await container.create(self._booted)
+            pid = await container.create(self._booted, oci.objects(self._reserved or {}, "mounts"))
             self._record.set_container(container.id, pid)
             return pid
         except BaseException:

@@ -1,6 +1,6 @@
 """Generated from proto/ by hack/gen-proto; never edited. shim/wire.py describes the form."""
 
-SOURCES = "1ddf34d317f264e3bc1c9dcd68e5ffde11587aed75818ade999f4f28b8764a18"
+SOURCES = "e72f460c55951f18d8c79e2f013b650a1ff79d4080fe6251c7f3c7d970672e8f"
 
 MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "google.protobuf.Any": {

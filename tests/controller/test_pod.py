@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from betterproto.lib.google.protobuf import Any as AnyMessage
 
 from shim import oci
-from shim.controller.pod import spec
+from shim.controller import pod
 from shim.errors import InvalidArgument, Unimplemented
 from shim.pb.containerd.runtime.sandbox.v1 import CreateSandboxRequest
 from shim.pb.runtime.v1 import (
@@ -19,6 +20,10 @@ from shim.pb.runtime.v1 import (
     NamespaceOption,
     PodSandboxConfig,
 )
+
+
+def spec(request: CreateSandboxRequest, files: dict[str, Path] | None = None) -> dict[str, Any]:
+    return pod.spec(request, pod.config_of(request.options), files or {})
 
 
 def request(config: PodSandboxConfig | None = None, **fields: Any) -> CreateSandboxRequest:
@@ -74,6 +79,12 @@ def test_resources_that_are_not_set_are_not_annotated() -> None:
 def test_the_cgroup_is_below_the_pod_s(parent: str, path: str) -> None:
     config = PodSandboxConfig(linux=LinuxPodSandboxConfig(cgroup_parent=parent))
     assert spec(request(config))["linux"]["cgroupsPath"] == path
+
+
+def test_files_become_mounts() -> None:
+    (mount,) = spec(request(), {"/etc/hosts": Path("/run/x/hosts")})["mounts"]
+    assert (mount["destination"], mount["source"]) == ("/etc/hosts", "/run/x/hosts")
+    assert oci.is_bind(mount)
 
 
 def test_without_options_a_pod_has_nothing_particular() -> None:

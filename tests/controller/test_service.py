@@ -8,10 +8,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from betterproto.lib.google.protobuf import Any as AnyMessage
 
+from shim.agent.api import ProcessIds
 from shim.controller.service import NOT_READY, READY, SandboxService
 from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ShimError, Unavailable
 from shim.pb.containerd.runtime.sandbox import v1
+from shim.pb.runtime.v1 import DnsConfig, PodSandboxConfig
 from shim.ttrpc import memory
 from shim.ttrpc.server import Server
 from shim.ttrpc.service import from_grpclib
@@ -22,7 +25,7 @@ class Api:
     """The client's end of the Sandbox service of a stack."""
 
     def __init__(self, stack: Stack) -> None:
-        service = SandboxService(stack.sandbox, stack._on_shutdown)
+        service = SandboxService(stack.sandbox, stack.directory / "etc", stack._on_shutdown)
         self.server = Server([from_grpclib(service)], stack.log)
         self.channel = memory.connect(self.server)
         self.stub = v1.SandboxStub(self.channel)
@@ -83,6 +86,22 @@ async def test_a_pod_lives_without_containers(stack: Stack, api: Api) -> None:
     assert not stack.shut_down
     await api.shutdown()
     assert stack.shut_down
+
+
+@with_api
+async def test_containers_get_the_pod_s_files_where_they_have_none(stack: Stack, api: Api) -> None:
+    config = PodSandboxConfig(hostname="web-0", dns_config=DnsConfig(servers=["192.0.2.53"]))
+    await api.create(options=AnyMessage("runtime.v1.PodSandboxConfig", bytes(config)))
+    await api.start()
+    (stack.directory / "hosts").write_text("own")
+    own = {"destination": "/etc/hosts", "type": "bind", "source": str(stack.directory / "hosts")}
+    await stack.run("app", spec={"mounts": [own]})
+    mounts = stack.agent.specs[ProcessIds("app")]["mounts"]
+    assert [mount["destination"] for mount in mounts] == ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]
+    etc = stack.directory / "etc"
+    assert (etc / "hostname").read_text() == "web-0\n"
+    assert (etc / "resolv.conf").read_text() == "nameserver 192.0.2.53\n"
+    assert stack.agent.hostname == "web-0"
 
 
 @with_api

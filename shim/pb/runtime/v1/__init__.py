@@ -4,7 +4,10 @@
 # This file has been @generated
 
 from dataclasses import dataclass
-from typing import Dict
+from typing import (
+    Dict,
+    List,
+)
 
 import betterproto
 
@@ -48,8 +51,16 @@ class LinuxPodSandboxConfig(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class DnsConfig(betterproto.Message):
+    servers: List[str] = betterproto.string_field(1)
+    searches: List[str] = betterproto.string_field(2)
+    options: List[str] = betterproto.string_field(3)
+
+
+@dataclass(eq=False, repr=False)
 class PodSandboxConfig(betterproto.Message):
     hostname: str = betterproto.string_field(2)
+    dns_config: "DnsConfig" = betterproto.message_field(4)
     annotations: Dict[str, str] = betterproto.map_field(
         7, betterproto.TYPE_STRING, betterproto.TYPE_STRING
     )
