@@ -13,7 +13,7 @@ from typing import Any
 from betterproto.lib.google.protobuf import Any as AnyMessage
 
 from shim import oci
-from shim.errors import InvalidArgument, Unimplemented
+from shim.errors import InvalidArgument
 from shim.pb.containerd.runtime.sandbox.v1 import CreateSandboxRequest
 from shim.pb.runtime.v1 import LinuxContainerResources, NamespaceMode, PodSandboxConfig
 
@@ -30,12 +30,14 @@ def spec(
     request: CreateSandboxRequest, config: PodSandboxConfig, files: Mapping[str, Path]
 ) -> dict[str, Any]:
     """The spec for CreateSandbox's request with `config` in it. `files` are the pod's own, by their places in its
-    containers. Unimplemented for what only a pause container can have."""
-    if config.linux.sysctls:
-        names = ", ".join(sorted(config.linux.sysctls))
-        raise Unimplemented(f'pod sysctls ({names}): want sandboxer = "podsandbox"')
-    network = {"type": "network", "path": request.netns_path}
-    host_network = config.linux.security_context.namespace_options.network == NamespaceMode.NODE
+    containers."""
+    modes = config.linux.security_context.namespace_options
+    namespaces = [{"type": "ipc"}, {"type": "uts"}]
+    if modes.network != NamespaceMode.NODE:
+        namespaces.append({"type": "network", "path": request.netns_path})
+    if modes.pid == NamespaceMode.POD:
+        namespaces.append({"type": "pid"})
+    mounts = {**{place: str(path) for place, path in files.items()}, "/dev/shm": "shm"}
     return {
         "ociVersion": "1.0.2",
         "hostname": config.hostname,
@@ -50,13 +52,14 @@ def spec(
             {
                 "destination": place,
                 "type": "bind",
-                "source": str(path),
+                "source": source,
                 "options": ["rbind", "rprivate", "rw"],
             }
-            for place, path in files.items()
+            for place, source in mounts.items()
         ],
         "linux": {
-            "namespaces": [{"type": "ipc"}, {"type": "uts"}, *([] if host_network else [network])],
+            "namespaces": namespaces,
+            "sysctl": dict(config.linux.sysctls),
             "cgroupsPath": _cgroups_path(config.linux.cgroup_parent, request.sandbox_id),
         },
     }

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Coroutine, Mapping, Sequence
 
 from shim import errors
-from shim.guest import cgroup, spec, syscall, sysctl
+from shim.guest import cgroup, pidns, spec, syscall, sysctl
 from shim.guest.container import Container
 from shim.guest.mounts import Storages, check_path
 from shim.guest.process import Process
@@ -18,7 +18,6 @@ from shim.guest.runtime import Runtime
 from shim.guest.stdio import PIPE_SIZE, Stdio
 from shim.guest.streams import Streams
 from shim.log import Log
-from shim.oci import KATA_CONTAINER_TYPE, POD_SANDBOX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ class Sandbox:
         self._containers: dict[str, Container] = {}
         self._infra: Container | None = None
         self._namespaces: dict[str, str] = {}
+        self._pidns = ""
         self._storages = Storages()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.oom_events: asyncio.Queue[str] = asyncio.Queue()
@@ -70,6 +70,8 @@ class Sandbox:
             socket.sethostname(hostname)
         if not self._namespaces:
             self._namespaces = share_namespaces(NAMESPACES)
+            if request.get("sandbox_pidns"):
+                self._pidns = pidns.hold()
         if request.get("dns"):
             write_resolv_conf(f"{self._base}/sandbox/resolv.conf", request["dns"])
         await self._storages.add(request.get("storages", []))
@@ -129,14 +131,15 @@ class Sandbox:
             log=self._log,
         )
         self._containers[container_id] = container
-        kind = oci.get("annotations", {}).get(KATA_CONTAINER_TYPE)
-        if self._infra is None or kind == POD_SANDBOX:
+        if self._infra is None:
             self._infra = container
         return container
 
     def _namespace_paths(self, *, shared_pid: bool) -> dict[str, str]:
-        """With a shared pid namespace, that of the pause container (or without one, of the first) is joined by
-        the others."""
+        """With a shared pid namespace, that of the sandbox, of the pause container or else of the first
+        container is joined by the others."""
+        if shared_pid and self._pidns:
+            return {**self._namespaces, "pid": self._pidns}
         if not shared_pid or self._infra is None:
             return self._namespaces
         return {**self._namespaces, "pid": f"/proc/{self._infra.init.pid}/ns/pid"}

@@ -36,11 +36,19 @@ def rootfs_mounts(bundle: Path, spec: Mapping[str, Any], given: Sequence[Mount])
     return (Mount(type="bind", source=str(bundle / path), options=("rbind", "rw")),)
 
 
-def add_mounts(spec: dict[str, Any], mounts: Sequence[Mapping[str, Any]]) -> None:
-    """Those whose destination the spec leaves free."""
-    taken = {mount.get("destination") for mount in oci.objects(spec, "mounts")}
-    if added := [dict(mount) for mount in mounts if mount["destination"] not in taken]:
-        spec["mounts"] = [*oci.objects(spec, "mounts"), *added]
+def join_pod(spec: dict[str, Any], pod: Mapping[str, Any]) -> None:
+    """Give a container's spec what it would have of its pod's pause container, if there were one: kernel parameters, and
+    mounts where it has none. A /dev/shm of its own gives way when it joins another's IPC namespace, of which that memory
+    is a part."""
+    own = oci.objects(spec, "mounts")
+    if oci.namespace_path(spec, "ipc"):
+        own = [mount for mount in own if mount.get("destination") != "/dev/shm" or oci.is_bind(mount)]
+    taken = {mount.get("destination") for mount in own}
+    spec["mounts"] = own + [
+        mount for mount in oci.objects(pod, "mounts") if mount["destination"] not in taken
+    ]
+    parameters = {**oci.section(pod, "linux", "sysctl"), **oci.section(spec, "linux", "sysctl")}
+    spec["linux"] = {**oci.section(spec, "linux"), "sysctl": parameters}
 
 
 def resolv_conf(spec: Mapping[str, Any]) -> list[str]:

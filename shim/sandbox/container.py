@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal as signals
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +79,15 @@ class Container:
     async def create(
         self,
         boot: Callable[[Mapping[str, Any]], Awaitable[Guest]],
-        pod_mounts: Sequence[Mapping[str, Any]] = (),
+        pod: Mapping[str, Any] | None = None,
     ) -> int:
-        """Make it in the guest, with the mounts of its pod that its spec has not; the pid that stands for it. On
-        an error all of it is undone."""
+        """Make it in the guest; the pid that stands for it. `pod` is the spec of a sandbox without a pause container.
+        On an error all of it is undone."""
         async with self._lock, AsyncExitStack() as stack:
             stack.callback(self.init.fail)
             spec = bundle.load(self.request.bundle)
-            bundle.add_mounts(spec, pod_mounts)
+            if pod is not None:
+                bundle.join_pod(spec, pod)
             rootfs = bundle.rootfs_mounts(self.request.bundle, spec, self.request.rootfs)
             if skipped := transforms.host_hooks(spec):
                 self._log.warning("hooks of the host are not run", hooks=",".join(skipped))

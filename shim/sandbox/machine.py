@@ -106,6 +106,8 @@ class SandboxSettings:
     sandbox_id: str
     hostname: str
     dns: Sequence[str]
+    # Whether containers may share a pid namespace that none of them holds: there is no pause container.
+    shared_pidns: bool = False
 
 
 class Machine:
@@ -224,7 +226,7 @@ class Machine:
                     settings.hostname,
                     settings.dns,
                     (share, _SHM_STORAGE),
-                    shared_pidns=False,
+                    shared_pidns=settings.shared_pidns,
                 )
             )
         self._log.debug("agent answers", version=version.result())

@@ -102,7 +102,7 @@ class Sandbox:
 
     async def _create(self, container: Container) -> int:
         try:
-            pid = await container.create(self._booted, oci.objects(self._reserved or {}, "mounts"))
+            pid = await container.create(self._booted, self._reserved)
             self._record.set_container(container.id, pid)
             return pid
         except BaseException:
@@ -236,6 +236,7 @@ class Sandbox:
                 sandbox_id=self.id,
                 hostname=(oci.text(spec, "hostname") or self.id)[:_MAX_HOSTNAME],
                 dns=bundle.resolv_conf(spec),
+                shared_pidns=spec is self._reserved and oci.namespace_path(spec, "pid") is not None,
             )
             machine = self._machine = self._make_machine(spec, False)
             try:

@@ -10,7 +10,7 @@ from betterproto.lib.google.protobuf import Any as AnyMessage
 
 from shim import oci
 from shim.controller import pod
-from shim.errors import InvalidArgument, Unimplemented
+from shim.errors import InvalidArgument
 from shim.pb.containerd.runtime.sandbox.v1 import CreateSandboxRequest
 from shim.pb.runtime.v1 import (
     LinuxContainerResources,
@@ -82,9 +82,19 @@ def test_the_cgroup_is_below_the_pod_s(parent: str, path: str) -> None:
 
 
 def test_files_become_mounts() -> None:
-    (mount,) = spec(request(), {"/etc/hosts": Path("/run/x/hosts")})["mounts"]
+    mount, shm = spec(request(), {"/etc/hosts": Path("/run/x/hosts")})["mounts"]
     assert (mount["destination"], mount["source"]) == ("/etc/hosts", "/run/x/hosts")
     assert oci.is_bind(mount)
+    assert shm["destination"] == "/dev/shm"
+
+
+@pytest.mark.parametrize(
+    ("mode", "path"), [(NamespaceMode.POD, ""), (NamespaceMode.CONTAINER, None), (NamespaceMode.NODE, None)]
+)
+def test_a_pid_namespace_is_the_pod_s_if_it_says_so(mode: NamespaceMode, path: str | None) -> None:
+    context = LinuxSandboxSecurityContext(namespace_options=NamespaceOption(pid=mode))
+    config = PodSandboxConfig(linux=LinuxPodSandboxConfig(security_context=context))
+    assert oci.namespace_path(spec(request(config)), "pid") == path
 
 
 def test_without_options_a_pod_has_nothing_particular() -> None:
@@ -108,7 +118,6 @@ def test_foreign_or_broken_options_are_refused(options: AnyMessage, words: str) 
         spec(request(options=options))
 
 
-def test_sysctls_are_refused_by_name() -> None:
+def test_sysctls_are_the_pod_s() -> None:
     config = PodSandboxConfig(linux=LinuxPodSandboxConfig(sysctls={"net.core.somaxconn": "1"}))
-    with pytest.raises(Unimplemented, match=r"net\.core\.somaxconn"):
-        spec(request(config))
+    assert spec(request(config))["linux"]["sysctl"] == {"net.core.somaxconn": "1"}

@@ -97,7 +97,8 @@ async def test_containers_get_the_pod_s_files_where_they_have_none(stack: Stack,
     own = {"destination": "/etc/hosts", "type": "bind", "source": str(stack.directory / "hosts")}
     await stack.run("app", spec={"mounts": [own]})
     mounts = stack.agent.specs[ProcessIds("app")]["mounts"]
-    assert [mount["destination"] for mount in mounts] == ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]
+    places = [mount["destination"] for mount in mounts]
+    assert places == ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm"]
     etc = stack.directory / "etc"
     assert (etc / "hostname").read_text() == "web-0\n"
     assert (etc / "resolv.conf").read_text() == "nameserver 192.0.2.53\n"

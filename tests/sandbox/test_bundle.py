@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +46,30 @@ def test_the_resolver_comes_from_the_file_that_is_mounted(tmp_path: Path) -> Non
     assert bundle.resolv_conf({}) == []
     file.write_bytes(b"x" * 1_000_000)
     assert len(bundle.resolv_conf({"mounts": [mount]})[0]) <= 16384
+
+
+def test_a_pod_s_mounts_are_added_where_the_spec_has_none() -> None:
+    ours = {"destination": "/etc/hosts", "type": "bind", "source": "/own"}
+    spec: dict[str, Any] = {"mounts": [ours]}
+    pod = [
+        {"destination": place, "type": "bind", "source": "/pod"} for place in ("/etc/hosts", "/etc/hostname")
+    ]
+    bundle.join_pod(spec, {"mounts": pod})
+    assert spec["mounts"] == [ours, pod[1]]
+
+
+@pytest.mark.parametrize(("ipc", "kept"), [("/proc/7/ns/ipc", "bind"), ("", "tmpfs")])
+def test_the_pod_s_shared_memory_belongs_to_its_ipc_namespace(ipc: str, kept: str) -> None:
+    spec: dict[str, Any] = {
+        "linux": {"namespaces": [{"type": "ipc", "path": ipc}]},
+        "mounts": [{"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}],
+    }
+    bundle.join_pod(spec, {"mounts": [{"destination": "/dev/shm", "type": "bind", "source": "shm"}]})
+    (mount,) = spec["mounts"]
+    assert mount["type"] == kept
+
+
+def test_a_pod_s_kernel_parameters_are_its_containers_too() -> None:
+    spec: dict[str, Any] = {"linux": {"sysctl": {"b": "own"}, "namespaces": []}}
+    bundle.join_pod(spec, {"linux": {"sysctl": {"a": "pod", "b": "pod"}}})
+    assert spec["linux"] == {"sysctl": {"a": "pod", "b": "own"}, "namespaces": []}
