@@ -40,7 +40,8 @@ from shim.rootfs.share import VirtiofsShare
 from shim.sandbox import Sandbox, TaskEvent
 from shim.sandbox.bundle import load as load_bundle
 from shim.sandbox.guest import Limits
-from shim.sandbox.machine import Machine, Parts
+from shim.sandbox.machine import Machine
+from shim.sandbox.parts import Parts
 from shim.template.store import Store
 from shim.template.use import Templates
 from shim.vsock.api import VsockDevice

@@ -18,6 +18,7 @@ from shim.guest.runtime import Runtime
 from shim.guest.stdio import PIPE_SIZE, Stdio
 from shim.guest.streams import Streams
 from shim.log import Log
+from shim.oci import KATA_CONTAINER_TYPE, POD_SANDBOX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ class Sandbox:
             log=self._log,
         )
         self._containers[container_id] = container
-        if self._infra is None:
+        kind = oci.get("annotations", {}).get(KATA_CONTAINER_TYPE)
+        if self._infra is None or kind == POD_SANDBOX:
             self._infra = container
         return container
 

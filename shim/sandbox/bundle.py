@@ -37,9 +37,9 @@ def rootfs_mounts(bundle: Path, spec: Mapping[str, Any], given: Sequence[Mount])
 
 
 def join_pod(spec: dict[str, Any], pod: Mapping[str, Any]) -> None:
-    """Give a container's spec what it would have of its pod's pause container, if there were one: kernel parameters, and
-    mounts where it has none. A /dev/shm of its own gives way when it joins another's IPC namespace, of which that memory
-    is a part."""
+    """Give a container's spec what it would have of its pod's pause container, if there were one: kernel
+    parameters, and mounts where it has none. A /dev/shm of its own gives way when it joins another's IPC
+    namespace, of which that memory is a part."""
     own = oci.objects(spec, "mounts")
     if oci.namespace_path(spec, "ipc"):
         own = [mount for mount in own if mount.get("destination") != "/dev/shm" or oci.is_bind(mount)]

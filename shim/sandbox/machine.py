@@ -15,15 +15,13 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from shim.agent.api import Agent, Storage
+from shim.agent.api import Storage
 from shim.errors import DeadlineExceeded, FailedPrecondition, ShimError, Unavailable, from_status
 from shim.hypervisor.api import (
-    Hypervisor,
     SnapshotRefused,
     SnapshotUnusable,
     VhostUserFs,
@@ -31,16 +29,14 @@ from shim.hypervisor.api import (
     VmSpec,
 )
 from shim.log import Log
-from shim.network.api import HostNetwork
 from shim.record import Record
-from shim.rootfs.api import RootfsShare
 from shim.sandbox.background import Background
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.network import SandboxNetwork
+from shim.sandbox.parts import Parts, SandboxSettings
 from shim.sandbox.transforms import SANDBOX_SHM
 from shim.stdio.logger import Loggers
 from shim.stdio.wiring import Wiring
-from shim.vsock.api import VsockDevice
 
 # Where the agent mounts the share (Kata: runtime-rs, share_virtio_fs.rs); the share's guest paths are below it.
 SHARED_DIR = "/run/kata-containers/shared/containers/"
@@ -62,52 +58,6 @@ _POST_MORTEM_S = 0.5
 _RESTORE_S = 15.0
 
 T = TypeVar("T")
-
-
-class DeviceProcess(Protocol):
-    """The vsock device program of one VM."""
-
-    async def start(self) -> int:
-        """Run it; the pid."""
-
-    @property
-    def vhost_user_fd(self) -> int:
-        """Our end of its vhost-user connection, for the hypervisor."""
-
-    def handed_over(self) -> None:
-        """The hypervisor has its copy of `vhost_user_fd`: close ours, so that the device sees the VM's
-        end."""
-
-    @property
-    def client(self) -> VsockDevice: ...
-
-    async def wait(self) -> str:
-        """Until it has ended; says how. Any number of callers."""
-
-    async def aclose(self) -> None:
-        """Let it write out what it holds, then end it. Idempotent, also before `start`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The drivers of one VM, none of them started, and how to reach the agent (device, seconds)."""
-
-    hypervisor: Hypervisor
-    device: DeviceProcess
-    share: RootfsShare
-    connect_agent: Callable[[VsockDevice, float], Awaitable[Agent]]
-    network: HostNetwork
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxSettings:
-    """What the guest's agent is told of the sandbox."""
-
-    sandbox_id: str
-    hostname: str
-    dns: Sequence[str]
-    # Whether containers may share a pid namespace that none of them holds: there is no pause container.
-    shared_pidns: bool = False
 
 
 class Machine:

@@ -17,7 +17,8 @@ from shim.sandbox.container import Container, CreateRequest
 from shim.sandbox.endings import KILLED, UNKNOWN
 from shim.sandbox.events import Emit, ExitStatus
 from shim.sandbox.guest import Guest, Limits
-from shim.sandbox.machine import Machine, SandboxSettings
+from shim.sandbox.machine import Machine
+from shim.sandbox.parts import SandboxSettings
 
 # Linux: __NEW_UTS_LEN
 _MAX_HOSTNAME = 64

@@ -18,7 +18,7 @@ _DEVICE_FLUSH_S, _DEVICE_STOP_S = 2.0, 1.0
 
 
 class VsockProcess:
-    """Implements `sandbox.machine.DeviceProcess`. The program writes its log to a copy of `log_fd`, its socket is
+    """Implements `sandbox.parts.DeviceProcess`. The program writes its log to a copy of `log_fd`, its socket is
     in `run_dir`."""
 
     def __init__(self, program: Path, run_dir: Path, log: Log, log_fd: int) -> None:

@@ -87,7 +87,7 @@ class FakeVsockDevice:
 
 
 class FakeDeviceProcess:
-    """Implements `sandbox.machine.DeviceProcess` around a `FakeVsockDevice`."""
+    """Implements `sandbox.parts.DeviceProcess` around a `FakeVsockDevice`."""
 
     def __init__(self, client: FakeVsockDevice, fail: ShimError | None = None) -> None:
         self.client, self.fail = client, fail

@@ -18,7 +18,8 @@ from shim.pb.containerd.task import v2
 from shim.record import Record
 from shim.sandbox import Sandbox, TaskEvent
 from shim.sandbox.guest import Limits
-from shim.sandbox.machine import Machine, Parts
+from shim.sandbox.machine import Machine
+from shim.sandbox.parts import Parts
 from shim.task.service import SERVICES, TaskService
 from shim.ttrpc import memory
 from shim.ttrpc.server import Server
