@@ -99,25 +99,26 @@ class Wiring:
         )
 
     async def _all(self, carrier: Carrier, fds: dict[str, int]) -> dict[str, Stream]:
-        names = [name for name in NAMES if name in fds]
-        # At the same time: each is a round trip into the guest. All are waited for, so that none is forgotten.
-        results = await asyncio.gather(
-            *(carrier.carry(name, fds[name]) for name in names), return_exceptions=True
-        )
         streams: dict[str, Stream] = {}
-        errors: list[BaseException] = []
-        for name, result in zip(names, results, strict=True):
-            if isinstance(result, BaseException):
-                errors.append(result)
-            else:
-                streams[name] = result
-        self._proven = self._proven or any(stream.host_port for stream in streams.values())
-        if errors:
+
+        async def carry(name: str, fd: int) -> None:
+            streams[name] = await carrier.carry(name, fd)
+            self._proven = self._proven or bool(streams[name].host_port)
+
+        names = [name for name in NAMES if name in fds]
+        try:
+            # At the same time: each is a round trip into the guest. All are waited for, so that none is forgotten.
+            for result in await asyncio.gather(
+                *(carry(name, fds[name]) for name in names), return_exceptions=True
+            ):
+                if isinstance(result, BaseException):
+                    raise result
+        except BaseException:
             for stream in streams.values():
                 stream.abandon()
             _close(streams, carrier)
-            raise errors[0]
-        return streams
+            raise
+        return {name: streams[name] for name in names}
 
 
 def _close(streams: dict[str, Stream], carrier: Carrier) -> None:

@@ -66,6 +66,7 @@ class FakeVsockDevice:
         self.ports: list[int] = []  # the guest's, of the streams
         self.fail: ShimError | None = None
         self.fail_after = 0  # as many streams are taken before `fail` is raised
+        self.hold_after = 1000  # as many streams are taken before no answer comes any more
 
     async def connect(self, port: int, timeout_s: float) -> socket.socket:
         raise Unavailable("the fake device has no guest")
@@ -74,6 +75,8 @@ class FakeVsockDevice:
         await asyncio.sleep(0)
         if self.fail is not None and len(self.streams) >= self.fail_after:
             raise self.fail
+        if len(self.streams) >= self.hold_after:
+            await asyncio.get_running_loop().create_future()
         host_port = 0x40000000 + len(self.streams)
         stream = FakeStream(os.dup(fd), host_port, self.automatic)
         self.streams[host_port] = stream

@@ -23,6 +23,7 @@ from shim.stdio.uri import Endpoints
 from shim.stdio.wiring import Wiring
 from tests.fakes.agent import FakeAgent
 from tests.fakes.vsock_device import FakeVsockDevice
+from tests.sandbox.stack import until
 
 LOG = Log(2, "error")
 Body = Callable[[FakeVsockDevice, Endpoints], Awaitable[None]]
@@ -212,6 +213,19 @@ def test_a_device_that_refuses_leaves_nothing_open(tmp_path: Path, taken: int) -
         assert all(stream.closed and stream.abandoned for stream in device.streams.values())
 
     body(tmp_path)
+
+
+@on_fifos
+async def test_a_caller_that_gives_up_leaves_nothing_open(
+    device: FakeVsockDevice, endpoints: Endpoints
+) -> None:
+    device.hold_after = 2
+    attaching = asyncio.create_task(attached(device, endpoints))
+    await until(lambda: len(device.streams) == 2)
+    attaching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attaching
+    assert all(stream.closed and stream.abandoned for stream in device.streams.values())
 
 
 @on_fifos
