@@ -259,7 +259,7 @@ def test_a_logger_may_read_its_input_to_the_end_but_not_for_ever(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of the device, which is killed, is the end of what a logger reads."""
-    monkeypatch.setattr(importlib.import_module("shim.record.teardown"), "_FLUSH_S", 0.3)
+    monkeypatch.setattr(importlib.import_module("shim.record.teardown"), "_FLUSH_S", 1)
     written = Record.create("default", "c1", "")
     device = subprocess.Popen(["sh", "-c", "echo all of it; exec sleep 60"], stdout=subprocess.PIPE)
     out = run.parent / "out"
@@ -272,6 +272,8 @@ def test_a_logger_may_read_its_input_to_the_end_but_not_for_ever(
         written.add_process(role, child.pid)
     reaper = threading.Thread(target=reads.wait)  # a zombie's end is not seen by its pidfd alone
     reaper.start()
+    while not out.stat().st_size:  # or the device would be killed before it has written
+        time.sleep(0.001)
     assert teardown(Record.load(written.run_dir), soon()) == []
     reaper.join()
     assert (device.wait(5), reads.returncode, stays.wait(5)) == (-9, 0, -9)
