@@ -3,6 +3,7 @@ alike, and `kata_py.guest.Guest`, which only ours has."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ _MAX_PROCESSES = 32768
 # Characters; runc's longest messages have some hundred.
 _MAX_ERROR = 4096
 _MAX_VERSION = 64
+# For a NIC that was plugged in just now. runtime-rs tries ten times.
+_LINK_TRIES = 30
 # What ends the version of our agent (shim/guest/service.py).
 _OUR_VERSION = "-py"
 
@@ -38,8 +41,9 @@ class KataAgent(Agent):
     Every call has `call_s` seconds, but those that answer when a process does something: they have for ever.
     """
 
-    def __init__(self, channel: Channel, call_s: float = 30.0) -> None:
-        self._channel, self._call_s = channel, call_s
+    def __init__(self, channel: Channel, call_s: float = 30.0, *, pause_s: float = 0.1) -> None:
+        """`pause_s` is between tries of what the genuine agent may not be ready for."""
+        self._channel, self._call_s, self._pause_s = channel, call_s, pause_s
         self._agent = grpc.AgentServiceStub(channel)  # type: ignore[arg-type]
         self._health = grpc.HealthStub(channel)  # type: ignore[arg-type]
         self._ours = False
@@ -91,7 +95,17 @@ class KataAgent(Agent):
 
     async def update_interface(self, interface: Interface) -> None:
         request = grpc.UpdateInterfaceRequest(interface=interface_message(interface))
-        await _bounded(self._agent.update_interface(request, timeout=self._call_s))
+        # Ours waits until the NIC is there, the genuine one fails.
+        tries = 1 if self._ours else _LINK_TRIES
+        while True:
+            tries -= 1
+            try:
+                await _bounded(self._agent.update_interface(request, timeout=self._call_s))
+                return
+            except Internal:
+                if not tries:
+                    raise
+            await asyncio.sleep(self._pause_s)
 
     async def update_routes(self, routes: Sequence[Route]) -> None:
         request = grpc.UpdateRoutesRequest(routes=grpc.Routes([route_message(route) for route in routes]))

@@ -67,9 +67,12 @@ class SandboxNetwork:
 
     async def configure(self, agent: Agent, device: VsockDevice) -> None:
         """Tell the guest of it, and take connections to its ports."""
-        async with asyncio.TaskGroup() as group:
-            for endpoint in self._network.endpoints:
-                group.create_task(agent.update_interface(endpoint.interface))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for endpoint in self._network.endpoints:
+                    group.create_task(agent.update_interface(endpoint.interface))
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
         if self._network.routes:
             await agent.update_routes(self._network.routes)
         if self._network.neighbours:

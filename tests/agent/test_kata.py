@@ -15,7 +15,8 @@ from shim.agent.kata import KataAgent
 from shim.agent.spec import process_message, spec_message
 from shim.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable
 from shim.guest.service import AGENT_VERSION
-from shim.pb import grpc
+from shim.network.api import Interface
+from shim.pb import grpc, types
 from shim.ttrpc import memory
 from shim.ttrpc.channel import Channel
 from shim.ttrpc.server import Server
@@ -161,6 +162,14 @@ class Guest(grpc.AgentServiceBase):
     async def read_stdout(self, read_stream_request: grpc.ReadStreamRequest) -> grpc.ReadStreamResponse:
         return grpc.ReadStreamResponse(data=bytes(8))
 
+    async def update_interface(
+        self, update_interface_request: grpc.UpdateInterfaceRequest
+    ) -> types.Interface:
+        self.requests.append(update_interface_request)
+        if len(self.requests) < 3:
+            raise Internal("No such device")
+        return update_interface_request.interface
+
     async def close_stdin(self, close_stdin_request: grpc.CloseStdinRequest) -> Empty:
         self.requests.append(close_stdin_request)
         if close_stdin_request.exec_id:
@@ -197,7 +206,7 @@ def with_agent(body: Body) -> Callable[[], None]:
             guest, health = Guest(), Health()
             server = Server([guest, health])
             channel = memory.connect(server)
-            agent = KataAgent(channel, 5.0)
+            agent = KataAgent(channel, 5.0, pause_s=0.001)
             async with asyncio.timeout(10):
                 await body(agent, guest, health, channel)
             await agent.aclose()
@@ -233,6 +242,20 @@ async def test_an_unused_stdin_is_ended_for_an_agent_that_does_not_by_itself(
     await agent.end_unused_stdin(ProcessIds("c1"), StdioPorts())
     await agent.end_unused_stdin(ProcessIds("c1", "ended already"), StdioPorts())
     assert [request.exec_id for request in guest.requests] == ["", "", "ended already"]
+
+
+@with_agent
+async def test_a_nic_that_is_not_there_yet_is_told_of_again_to_an_agent_that_does_not_wait(
+    agent: KataAgent, guest: Guest, health: Health, channel: Channel
+) -> None:
+    health.agent_version = AGENT_VERSION
+    await agent.check()
+    with pytest.raises(Internal, match="No such device"):
+        await agent.update_interface(Interface("eth0", "02:00:00:00:00:01", 1500, ()))
+    health.agent_version = "4.1.0"
+    await agent.check()
+    await agent.update_interface(Interface("eth0", "02:00:00:00:00:01", 1500, ()))
+    assert len(guest.requests) == 3
 
 
 @with_agent

@@ -171,3 +171,13 @@ async def test_many_connections_wait_for_their_turn(shim: Stack) -> None:
     await until(lambda: len(shim.device.ports) == 40)
     for client in clients:
         client.close()
+
+
+@with_stack
+async def test_a_guest_that_refuses_interfaces_that_came_later_fails_the_start(shim: Stack) -> None:
+    shim.netns = ""
+    await shim.create()
+    shim.network.network, shim.network.present = NETWORK, ["kpt-none0", "kpt-none1"]
+    shim.agent.fail["update_interface"] = Internal("Link not found")
+    with pytest.raises(Internal, match="Link not found"):
+        await shim.start()
