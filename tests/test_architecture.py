@@ -47,7 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"shim.oci", "shim.record", "shim.stdio"}
     | {f"shim.{name}.api" for name in ("hypervisor", "vsock", "agent", "rootfs", "network")},
     "shim.task": BASE | {"shim.sandbox", "shim.agent.api", "shim.ttrpc", "shim.pb", "shim.oci"},
-    "shim.controller": BASE | {"shim.sandbox", "shim.task.convert", "shim.pb", "shim.oci"},
+    "shim.controller": BASE
+    | {"shim.sandbox", "shim.agent.api", "shim.task.convert", "shim.task.metrics", "shim.pb", "shim.oci"},
     "shim.cli": BASE
     | {"shim.bootstrap.info", "shim.config", "shim.introspect", "shim.logfile", "shim.pb.kata_py"}
     | {"shim.children", "shim.record"}
@@ -61,6 +62,8 @@ COMPOSITION_ROOTS = {"shim.daemon"} | {f"shim.cli.{name}" for name in ("check", 
 PURE = [
     "shim.agent.api",
     "shim.config.model",
+    "shim.controller.pod",
+    "shim.controller.total",
     "shim.errors",
     "shim.hypervisor.api",
     "shim.hypervisor.qemu.cmdline",

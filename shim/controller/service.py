@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from shim.controller import files, pod
+from shim.controller.total import total
 from shim.errors import InvalidArgument, NotFound
 from shim.pb.containerd.runtime.sandbox import v1
-from shim.pb.containerd.types import Platform
+from shim.pb.containerd.types import Metric, Platform
 from shim.sandbox import Sandbox
 from shim.task.convert import timestamp
+from shim.task.metrics import host_is_unified, metrics
 
 # What Go, and so containerd, calls the machines that we run on.
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -75,6 +78,16 @@ class SandboxService(v1.SandboxBase):
         self._check(ping_request.sandbox_id)
         await self._sandbox.ping()
         return v1.PingResponse()
+
+    async def sandbox_metrics(
+        self, sandbox_metrics_request: v1.SandboxMetricsRequest
+    ) -> v1.SandboxMetricsResponse:
+        self._check(sandbox_metrics_request.sandbox_id)
+        stats = await self._sandbox.stats()
+        data = metrics(total(stats), unified=host_is_unified())
+        return v1.SandboxMetricsResponse(
+            metrics=Metric(timestamp=timestamp(time.time_ns()), id=self._sandbox.id, data=data)
+        )
 
     async def shutdown_sandbox(
         self, shutdown_sandbox_request: v1.ShutdownSandboxRequest

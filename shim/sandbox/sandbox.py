@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shim import oci
+from shim.agent.api import ContainerStats
 from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ShimError, Unavailable
 from shim.log import Log
 from shim.record import Record
@@ -172,6 +173,11 @@ class Sandbox:
         if (guest := self._up()) is None:
             raise Unavailable(f"sandbox {self.id} is not up")
         await guest.agent.check()
+
+    async def stats(self) -> Sequence[ContainerStats]:
+        """What each of its containers uses that runs, or has run."""
+        asked = (item.cgroup.stats() for item in list(self.containers.values()) if item.pid)
+        return await asyncio.gather(*asked)
 
     async def wait(self) -> ExitStatus:
         """Until the sandbox has ended: code 0 if it was asked to, 137 if it died, 255 if it never came up."""

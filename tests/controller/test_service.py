@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from betterproto.lib.google.protobuf import Any as AnyMessage
 
-from shim.agent.api import ProcessIds
+from shim.agent.api import ContainerStats, MemoryUse, ProcessIds
 from shim.controller.service import NOT_READY, READY, SandboxService
 from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ShimError, Unavailable
 from shim.pb.containerd.runtime.sandbox import v1
 from shim.pb.runtime.v1 import DnsConfig, PodSandboxConfig
+from shim.task.usage import usage
 from shim.ttrpc import memory
 from shim.ttrpc.server import Server
 from shim.ttrpc.service import from_grpclib
@@ -183,6 +184,18 @@ async def test_stop_cancels_a_boot(stack: Stack, api: Api) -> None:
     with pytest.raises(ShimError):
         await starting
     assert (await api.status()).state == NOT_READY
+
+
+@with_api
+async def test_metrics_are_the_containers_together(stack: Stack, api: Api) -> None:
+    await api.create()
+    await api.start()
+    stack.agent.stats = ContainerStats(pids=3, memory=MemoryUse(usage=1 << 20))
+    await stack.run("one")
+    await stack.run("two")
+    metric = (await api.stub.sandbox_metrics(v1.SandboxMetricsRequest("c1"))).metrics
+    found = usage(metric.data)
+    assert (metric.id, found.pids, found.memory_bytes) == ("c1", 6, 2 << 20)
 
 
 @with_api
