@@ -86,13 +86,13 @@ def cpu_s(pid: int) -> float:
     return found.cpu_s
 
 
-def pss_mib(processes: list[process.Process]) -> float:
+def pss_mib(processes: list[process.Process], kinds: tuple[str, ...] = ("Pss_Anon:", "Pss_File:")) -> float:
     """Proportional set size of anonymous and file pages; the guest's RAM, which is shared memory, left out."""
     total = 0
     for item in processes:
         for line in Path(f"/proc/{item.pid}/smaps_rollup").read_text().splitlines()[1:]:
             name, value, *_ = line.split()
-            total += int(value) if name in ("Pss_Anon:", "Pss_File:") else 0
+            total += int(value) if name in kinds else 0
     return round(total / 1024, 1)
 
 

@@ -129,6 +129,12 @@ class Pod:
     def logs(self) -> Path:
         return Path(json.loads(self.config.read_text())["log_directory"])
 
+    @property
+    def addresses(self) -> list[str]:
+        """As CRI tells them: IPv4, then IPv6."""
+        network = json.loads(self.crictl("inspectp", self.id).ok().out)["status"]["network"]
+        return [network["ip"], *(item["ip"] for item in network["additionalIps"])]
+
     def container(self, *command: str, **config: Any) -> str:
         """A created container; its id. `config` goes into the ContainerConfig (CRI v1)."""
         name = config.pop("name", None) or f"c{next(self.crictl._number)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -26,12 +25,6 @@ def box(pod: Pod, crictl: Crictl) -> str:
     return container
 
 
-def addresses(pod: Pod) -> list[str]:
-    """The pod's, as CRI tells them: IPv4, then IPv6."""
-    network = json.loads(pod.crictl("inspectp", pod.id).ok().out)["status"]["network"]
-    return [network["ip"], *(item["ip"] for item in network["additionalIps"])]
-
-
 def on_the_node(crictl: Crictl, code: str, *args: str, stdin: bytes = b"") -> list[str]:
     """The words that a Python program says at the other end of the bridge."""
     command = ["nsenter", f"--net={crictl.daemon.net}", "python3", "-c", code, *args]
@@ -42,7 +35,7 @@ def on_the_node(crictl: Crictl, code: str, *args: str, stdin: bytes = b"") -> li
 
 @pytest.mark.short
 def test_the_pod_s_addresses_answer(crictl: Crictl, pod: Pod, box: str) -> None:
-    ipv4, ipv6 = addresses(pod)
+    ipv4, ipv6 = pod.addresses
     assert on_the_node(crictl, PING, ipv4) == ["answered"]
     for address in (ipv4, ipv6):
         assert on_the_node(crictl, READ, address, "7003")[:2] == WHOLE
