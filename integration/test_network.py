@@ -74,7 +74,9 @@ def test_the_guest_has_the_interfaces_of_the_pod(ctr: Ctr, box: str, pod: Netns)
         *("default via fd88::1 dev eth0", f"{NEIGHBOUR[0]} dev eth0 lladdr {NEIGHBOUR[1]}"),
     ):
         assert expected in text, text
-    assert "tentative" not in text
+    # The kernel's own fe80:: may be: where the pod had none yet when it was asked, the guest makes and probes for it.
+    (line,) = [line for line in text.splitlines() if "inet6 fd88::2/64" in line]
+    assert "tentative" not in line
 
 
 def test_the_vmm_is_in_the_pod_s_namespace(ctr: Ctr, box: str, pod: Netns) -> None:
@@ -178,4 +180,6 @@ def test_interfaces_that_come_before_the_start_are_taken(ctr: Ctr, lan: Lan) -> 
     )
     assert done.returncode == 0, done.stderr
     assert "inet 10.66.0." in done.stdout and "1 packets received" in done.stdout
-    assert lan.netns.links() & {"cni0"} and not [link for link in lan.netns.links() if "veth" in link]
+    assert "cni0" in lan.netns.links()
+    # The kernel takes a namespace apart, and the veths in it, some time after its last process has ended.
+    until("the veth is gone", lambda: not any("veth" in link for link in lan.netns.links()))
