@@ -35,6 +35,18 @@ class Storage:
     fstype: str
     mount_point: str
     options: tuple[str, ...] = ()
+    # It stays as long as the sandbox, also without a container that uses it.
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device the agent finds by `id` and puts into the container at `container_path` (agent.proto `Device`). Of
+    type "blk" the id is a disk's PCI path (`hypervisor.api.Hypervisor.add_disk`)."""
+
+    type: str
+    id: str
+    container_path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +179,7 @@ class Agent(Protocol):
         ports: StdioPorts | None,
         *,
         sandbox_pidns: bool,
+        devices: Sequence[Device] = (),
     ) -> None: ...
 
     async def start_container(self, container_id: str) -> None: ...

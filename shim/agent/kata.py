@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from shim import oci
-from shim.agent.api import Agent, ContainerStats, ProcessIds, StdioPorts, Storage
+from shim.agent.api import Agent, ContainerStats, Device, ProcessIds, StdioPorts, Storage
 from shim.agent.network import interface_message, neighbour_message, route_message
 from shim.agent.spec import process_message, resources_message, spec_message
 from shim.agent.stats import container_stats
@@ -132,11 +132,13 @@ class KataAgent(Agent):
         ports: StdioPorts | None,
         *,
         sandbox_pidns: bool,
+        devices: Sequence[Device] = (),
     ) -> None:
         if ports is not None:
             spec = {**spec, "annotations": {**oci.section(spec, "annotations"), oci.PASSFD: "true"}}
         request = grpc.CreateContainerRequest(
             container_id=container_id,
+            devices=[_device(device) for device in devices],
             storages=[_storage(storage) for storage in storages],
             oci=spec_message(spec),
             sandbox_pidns=sandbox_pidns,
@@ -264,4 +266,9 @@ def _storage(storage: Storage) -> grpc.Storage:
         fstype=storage.fstype,
         mount_point=storage.mount_point,
         options=list(storage.options),
+        shared=storage.shared,
     )
+
+
+def _device(device: Device) -> grpc.Device:
+    return grpc.Device(id=device.id, type=device.type, container_path=device.container_path)

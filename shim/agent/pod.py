@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shim import oci
-from shim.agent.api import ContainerStats, ProcessIds, StdioPorts, Storage
+from shim.agent.api import ContainerStats, Device, ProcessIds, StdioPorts, Storage
 from shim.agent.kata import KataAgent
 from shim.errors import NotFound, ShimError, Unavailable
 from shim.ttrpc.channel import Channel
@@ -32,6 +32,7 @@ class _Pause:
     container_id: str
     spec: Mapping[str, Any]
     storages: Sequence[Storage]
+    devices: Sequence[Device]
     exit: asyncio.Future[int]
     in_guest: bool = False
 
@@ -53,17 +54,20 @@ class PodAgent(KataAgent):
         ports: StdioPorts | None,
         *,
         sandbox_pidns: bool,
+        devices: Sequence[Device] = (),
     ) -> None:
         kind = oci.section(spec, "annotations").get(oci.KATA_CONTAINER_TYPE)
         if kind == oci.POD_SANDBOX and ports == StdioPorts():
             exit_ = asyncio.get_running_loop().create_future()
-            self._pause = _Pause(container_id, spec, storages, exit_)
+            self._pause = _Pause(container_id, spec, storages, devices, exit_)
             return
         if self._pause is not None:
             if sandbox_pidns:
                 await self._make_pause(self._pause)
             spec = _with_sysctls(spec, self._pause.spec)
-        await super().create_container(container_id, spec, storages, ports, sandbox_pidns=sandbox_pidns)
+        await super().create_container(
+            container_id, spec, storages, ports, sandbox_pidns=sandbox_pidns, devices=devices
+        )
 
     async def start_container(self, container_id: str) -> None:
         if self._pause is None or self._pause.container_id != container_id:
@@ -112,6 +116,11 @@ class PodAgent(KataAgent):
         if pause is None or (pause.container_id, "") != (ids.container_id, ids.exec_id):
             return await super().wait_process(ids)
         return await asyncio.shield(pause.exit)
+
+    async def list_processes(self, container_id: str) -> Sequence[str]:
+        if self._kept_out(container_id) is None:
+            return await super().list_processes(container_id)
+        return [""]
 
     async def resize_tty(self, ids: ProcessIds, rows: int, columns: int) -> None:
         if self._kept_out(ids.container_id) is None:

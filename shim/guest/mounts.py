@@ -1,7 +1,7 @@
 """Storages: mounts the runtime asks for before a container, or for the whole sandbox.
 
 Drivers: virtio-fs, overlayfs, bind (and watchable-bind, as a plain bind), ephemeral (tmpfs, hugetlbfs),
-local (a directory). Storages are counted by mount point, for containers may name the same one.
+local (a directory), blk (a disk). Storages are counted by mount point, for containers may name the same one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from shim import errors
 from shim.guest import syscall
+from shim.guest.devices import find_disk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,6 +123,9 @@ class Storages:
             match driver:
                 case "virtio-fs":
                     await self._virtio_fs(storage, point)
+                case "blk":
+                    source = await find_disk(storage.get("source", ""))
+                    self._make(storage, point, source, storage.get("fstype", ""))
                 case "overlayfs":
                     self._overlay(storage, point)
                 case "bind" | "watchable-bind":

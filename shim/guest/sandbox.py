@@ -10,7 +10,7 @@ import socket
 from collections.abc import Coroutine, Mapping, Sequence
 
 from shim import errors
-from shim.guest import cgroup, pidns, spec, syscall, sysctl
+from shim.guest import cgroup, devices, pidns, spec, syscall, sysctl
 from shim.guest.container import Container
 from shim.guest.mounts import Storages, check_path
 from shim.guest.process import Process
@@ -104,6 +104,7 @@ class Sandbox:
                 container.storages = await self._storages.add(request.get("storages", []))
                 check_root(container.spec["root"])
                 sysctl.set_of_network(container.spec)
+                await devices.put_into(container.spec, request.get("devices", []))
             except BaseException:
                 stdio.abandon()
                 raise

@@ -32,7 +32,7 @@ _SERVING = 1
 _CLAIM_S = 10.0
 _POWER_OFF_DELAY_S = 0.1
 
-_STORAGE_DRIVERS = ["virtio-fs", "overlayfs", "bind", "watchable-bind", "ephemeral", "local"]
+_STORAGE_DRIVERS = ["virtio-fs", "overlayfs", "bind", "watchable-bind", "ephemeral", "local", "blk"]
 _NOTHING: Message = {}
 
 

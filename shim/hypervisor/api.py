@@ -95,6 +95,16 @@ Device = VhostUserVsock | VhostUserFs | VirtioNet
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """A block device or disk image of the host's. `id` has 20 characters at most: the guest sees it as the disk's
+    serial number."""
+
+    id: str
+    path: Path
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
 class VmExit:
     """How the VM's process ended: `status` as waitpid gives it decoded (negative = signal), and why in words:
     the reason QMP gave, the last lines of the VMM's stderr and of the guest's console."""
@@ -119,6 +129,14 @@ class Hypervisor(Protocol):
 
     async def add_device(self, device: Device) -> None:
         """Plug in a device. Allowed before and after `resume`."""
+
+    async def add_disk(self, disk: Disk) -> str:
+        """Plug in a disk; where the guest finds it, as a PCI path in Kata's form: two hexadecimal digits for the
+        slot of each bridge from the root bus on and of the device, with "/" between. NotFound names a path that is
+        not there."""
+
+    async def remove_disk(self, disk_id: str) -> None:
+        """Take it out again, which the guest has to agree to."""
 
     async def resume(self) -> None:
         """Let the CPUs run."""

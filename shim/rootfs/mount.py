@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shim.errors import Internal, InvalidArgument, NotFound, PermissionDenied, ShimError
 from shim.rootfs.api import Mount
@@ -54,44 +55,53 @@ _CLEARED = {
     "loud": MS_SILENT,
     "defaults": 0,
 }
-# A mount(2) cannot do these at the same time: the share has its own propagation, and there is no loop device.
-_REFUSED = frozenset(
-    "loop remount private rprivate shared rshared slave rslave unbindable runbindable".split()  # noqa: SIM905
-)
+# Of a bind: whether it goes on taking what is mounted below its source. (What is mounted in the share stays there.)
+_FOLLOWING = frozenset(("slave", "rslave", "shared", "rshared"))
+_PROPAGATIONS = _FOLLOWING | {"private", "rprivate"}
+# There is no loop device to be had here, and nothing to remount.
+_REFUSED = frozenset(("loop", "remount", "unbindable", "runbindable"))
 
 # mount_setattr: attributes a bind mount can have of its own, by the mount flag.
 _ATTRIBUTES = {MS_RDONLY: 0x1, MS_NOSUID: 0x2, MS_NODEV: 0x4, MS_NOEXEC: 0x8, MS_NODIRATIME: 0x80}
 _ATTR_ATIME_MASK, _ATTR_ATIMES = 0x70, {MS_NOATIME: 0x10, MS_STRICTATIME: 0x20}
-_SYS_MOUNT_SETATTR = 442  # the same on every architecture
-_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+# The numbers of these calls are the same on every architecture.
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 
 _PAGE_SIZE = 4096  # mount(2) takes no more data, its final NUL included
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_ERRORS: dict[int, type[ShimError]] = {2: NotFound, 1: PermissionDenied, 13: PermissionDenied}
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Parsed options: mount(2) `flags`, and `data` for the file system in the order given."""
+    """Parsed options: mount(2) `flags`, `data` for the file system in the order given, and whether a bind is to
+    `follow` what is mounted below its source later."""
 
     flags: int
     data: tuple[str, ...]
+    follow: bool = False
 
 
 def parse_options(options: tuple[str, ...]) -> Options:
     """Sort fstab words into flags and data. Raises InvalidArgument for words that mount(2) cannot do."""
     flags = 0
     data = []
+    bind = "bind" in options or "rbind" in options
     for option in options:
         if option in _FLAGS:
             flags |= _FLAGS[option]
         elif option in _CLEARED:
             flags &= ~_CLEARED[option]
-        elif option in _REFUSED or "\0" in option:
+        elif option in _PROPAGATIONS and bind:
+            pass
+        elif option in _REFUSED | _PROPAGATIONS or "\0" in option:
             raise InvalidArgument(f"mount option not supported: {option!r}")
         elif option:
             data.append(option)
-    return Options(flags, tuple(data))
+    return Options(flags, tuple(data), bind and not _FOLLOWING.isdisjoint(options))
 
 
 def mount(spec: Mount, target: Path) -> None:
@@ -100,9 +110,9 @@ def mount(spec: Mount, target: Path) -> None:
     options = parse_options(spec.options)
     if spec.type in ("bind", "rbind"):
         bind_flags = MS_BIND | (MS_REC if spec.type == "rbind" else 0)
-        options = Options(options.flags | bind_flags, options.data)
+        options = Options(options.flags | bind_flags, options.data, options.follow)
     if options.flags & MS_BIND:
-        _bind(spec, target, options.flags)
+        _bind(spec, target, options)
         return
     with _shortened(spec, target, options.data) as data:
         text = ",".join(data)
@@ -134,30 +144,40 @@ def unmount(target: Path) -> bool:
     raise Internal(f"umount {target}: {os.strerror(number)}")
 
 
-def _bind(spec: Mount, target: Path, flags: int) -> None:
-    recursive = flags & MS_REC
-    _call(spec, target, "", MS_BIND | recursive, "")
+def _bind(spec: Mount, target: Path, options: Options) -> None:
+    """A copy of the mounts at the source, changed before anybody sees it at `target`."""
+    flags, recursive = options.flags, _AT_RECURSIVE if options.flags & MS_REC else 0
     attributes = sum(value for flag, value in _ATTRIBUTES.items() if flags & flag)
     atime = next((value for flag, value in _ATTR_ATIMES.items() if flags & flag), None)
-    if atime is not None:
-        attributes |= atime
-    if not attributes:
-        return
     cleared = _ATTR_ATIME_MASK if atime is not None else 0
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    request = (ctypes.c_uint64 * 4)(attributes, cleared, 0, 0)
-    status = _libc.syscall(
-        ctypes.c_long(_SYS_MOUNT_SETATTR),
-        ctypes.c_int(_AT_FDCWD),
-        ctypes.c_char_p(os.fsencode(target)),
-        ctypes.c_uint(_AT_RECURSIVE if recursive else 0),
-        ctypes.byref(request),
-        ctypes.c_size_t(ctypes.sizeof(request)),
-    )
-    if status:
-        number = ctypes.get_errno()
-        unmount(target)
-        raise Internal(f"{_named(spec, target)}: mount_setattr: {os.strerror(number)}")
+    propagation = 0 if options.follow else MS_PRIVATE
+    request = (ctypes.c_uint64 * 4)(attributes | (atime or 0), cleared, propagation, 0)
+    what = _named(spec, target)
+    tree = _tried(
+        what, "open_tree", _SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(spec.source),
+        _OPEN_TREE_CLONE | os.O_CLOEXEC | recursive,
+    )  # fmt: skip
+    try:
+        _tried(
+            what, "mount_setattr", _SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | recursive,
+            ctypes.byref(request), ctypes.c_size_t(ctypes.sizeof(request)),
+        )  # fmt: skip
+        _tried(
+            what, "move_mount", _SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target),
+            _MOVE_MOUNT_F_EMPTY_PATH,
+        )  # fmt: skip
+    finally:
+        os.close(tree)
+
+
+def _tried(what: str, name: str, number: int, *arguments: Any) -> int:
+    """The result of a system call that the C library may not have a function for."""
+    result = int(_libc.syscall(ctypes.c_long(number), *arguments))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise _ERRORS.get(code, Internal)(f"{what}: {name}: {os.strerror(code)}")
+    return result
 
 
 def _call(spec: Mount, target: Path, kind: str, flags: int, data: str) -> None:
@@ -170,8 +190,7 @@ def _call(spec: Mount, target: Path, kind: str, flags: int, data: str) -> None:
     )
     if status:
         number = ctypes.get_errno()
-        error = {2: NotFound, 1: PermissionDenied, 13: PermissionDenied}.get(number, Internal)
-        raise error(f"{_named(spec, target)}: {os.strerror(number)}")
+        raise _ERRORS.get(number, Internal)(f"{_named(spec, target)}: {os.strerror(number)}")
 
 
 def _named(spec: Mount, target: Path) -> str:

@@ -73,8 +73,9 @@ class VirtiofsShare:
             raise InvalidArgument("a rootfs needs at least one mount")
         return await self._mount(container_id, lambda target: _mount_stack(mounts, target))
 
-    async def bind(self, container_id: str, source: Path, *, read_only: bool) -> str:
-        spec = Mount("bind", str(source), ("rbind", "ro") if read_only else ("rbind",))
+    async def bind(self, container_id: str, source: Path, *, read_only: bool, follow: bool = False) -> str:
+        options = ("rbind", "rslave" if follow else "rprivate", *(["ro"] if read_only else []))
+        spec = Mount("bind", str(source), options)
         return await self._mount(container_id, lambda target: _bind(spec, target))
 
     async def remove(self, container_id: str) -> None:

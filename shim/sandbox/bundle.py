@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 from shim import oci
 from shim.errors import InvalidArgument, NotFound
 from shim.rootfs.api import Mount
+
+_TMPFS_MAGIC = 0x01021994  # <linux/magic.h>
 
 # kubelet's and docker's resolv.conf are a few hundred bytes; a guest needs no more.
 _MAX_RESOLV_CONF = 16384
@@ -62,3 +66,27 @@ def resolv_conf(spec: Mapping[str, Any]) -> list[str]:
             except OSError:
                 return []  # the bind of the same file fails with the better message
     return []
+
+
+def shm_bytes(spec: Mapping[str, Any]) -> int | None:
+    """The size of the tmpfs that the spec binds as /dev/shm; None if there is no such mount."""
+    for mount in oci.objects(spec, "mounts"):
+        if mount.get("destination") == "/dev/shm" and oci.is_bind(mount):
+            return tmpfs_bytes(Path(oci.text(mount, "source")))
+    return None
+
+
+def tmpfs_bytes(path: Path) -> int | None:
+    """How large the tmpfs may grow that is mounted at `path`; None if there is no directory, or something else."""
+    if not path.is_dir() or not os.path.ismount(path) or _filesystem(path) != _TMPFS_MAGIC:
+        return None
+    found = os.statvfs(path)
+    return found.f_blocks * found.f_frsize
+
+
+def _filesystem(path: Path) -> int:
+    """statfs(2)'s f_type, which os.statvfs leaves out."""
+    buffer = ctypes.create_string_buffer(256)  # struct statfs begins with it, a long
+    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), buffer):
+        return 0
+    return ctypes.c_long.from_buffer(buffer).value

@@ -33,6 +33,7 @@ from shim.sandbox.events import (
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.process import Process
 from shim.sandbox.states import Event, State, advance
+from shim.sandbox.volumes import VolumeMaker
 from shim.stdio.uri import Stdio
 
 
@@ -92,16 +93,14 @@ class Container:
             if skipped := transforms.host_hooks(spec):
                 self._log.warning("hooks of the host are not run", hooks=",".join(skipped))
             guest = await boot(spec)
-            stack.push_async_callback(self._quietly, "unshare", lambda: guest.share.remove(self.id))
-            root = await guest.share.mount_rootfs(self.id, rootfs)
-            shared = {}
-            for source, read_only in transforms.shared_binds(spec):
-                path = self.request.bundle / source
-                shared[source, read_only] = await guest.share.bind(self.id, path, read_only=read_only)
+            maker = VolumeMaker(guest.share, guest.disks, self.id, self._log)
+            stack.push_async_callback(self._quietly, "remove volumes", maker.remove)
+            volumes = await maker.make(self.request.bundle, spec, rootfs)
             guest_spec = transforms.guest_spec(
                 spec,
-                root=root,
-                shared=shared,
+                root=volumes.root,
+                mounts=volumes.mounts,
+                devices=volumes.devices,
                 bundle=str(self.request.bundle),
                 kind=transforms.container_kind(spec),
             )
@@ -109,7 +108,12 @@ class Container:
             ports = await self.init.attach(guest, self._limits, watch_stdin=True)
             stack.push_async_callback(self._remove_from_guest, guest)
             await guest.agent.create_container(
-                self.id, guest_spec, (), ports, sandbox_pidns=transforms.shares_pidns(spec)
+                self.id,
+                guest_spec,
+                volumes.storages,
+                ports,
+                sandbox_pidns=transforms.shares_pidns(spec),
+                devices=volumes.agent_devices,
             )
             await self._end_unused_stdin(guest, self.init, ports)
             self._guest = guest

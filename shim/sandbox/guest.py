@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shim.agent.api import Agent
 from shim.rootfs.api import RootfsShare
+from shim.sandbox.disks import Disks
 from shim.stdio.wiring import Wiring
 
 
@@ -41,4 +42,5 @@ class Guest:
     agent: Agent
     stdio: Wiring
     share: RootfsShare
+    disks: Disks
     pid: int

@@ -31,22 +31,17 @@ from shim.hypervisor.api import (
 from shim.log import Log
 from shim.record import Record
 from shim.sandbox.background import Background
+from shim.sandbox.disks import Disks
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.network import SandboxNetwork
 from shim.sandbox.parts import Parts, SandboxSettings
-from shim.sandbox.transforms import SANDBOX_SHM
+from shim.sandbox.volumes import SANDBOX_SHM
 from shim.stdio.logger import Loggers
 from shim.stdio.wiring import Wiring
 
 # Where the agent mounts the share (Kata: runtime-rs, share_virtio_fs.rs); the share's guest paths are below it.
 SHARED_DIR = "/run/kata-containers/shared/containers/"
-_SHM_STORAGE = Storage(
-    driver="ephemeral",
-    source="shm",
-    fstype="tmpfs",
-    mount_point=SANDBOX_SHM,
-    options=("noexec", "nosuid", "nodev", "mode=1777", "size=67108864"),
-)
+_SHM_OPTIONS = ("noexec", "nosuid", "nodev", "mode=1777")
 _ENTROPY_BYTES = 512
 _VM = "the VM"
 # Calls to the agent fail when the VM dies, and QEMU refuses a device whose companion has ended.
@@ -164,6 +159,8 @@ class Machine:
         agent = await parts.connect_agent(parts.device.client, self._limits.boot_s)
         self._undo("agent", agent.aclose)
         share = Storage("virtio-fs", parts.share.tag, "virtiofs", SHARED_DIR, ("nodev",))
+        shm_options = (*_SHM_OPTIONS, f"size={settings.shm_bytes}")
+        shm = Storage("ephemeral", "shm", "tmpfs", SANDBOX_SHM, shm_options)
         # A round trip into a guest that has just booted is slow, and none of these needs another's answer.
         async with asyncio.TaskGroup() as group:
             version = group.create_task(agent.check())
@@ -175,13 +172,14 @@ class Machine:
                     settings.sandbox_id,
                     settings.hostname,
                     settings.dns,
-                    (share, _SHM_STORAGE),
+                    (share, shm),
                     shared_pidns=settings.shared_pidns,
                 )
             )
         self._log.debug("agent answers", version=version.result())
         stdio = Wiring(parts.device.client, agent, self._port, self._loggers, self._log)
-        self._guest = Guest(agent, stdio, parts.share, parts.hypervisor.pid)
+        disks = Disks(parts.hypervisor, self._log)
+        self._guest = Guest(agent, stdio, parts.share, disks, parts.hypervisor.pid)
         return self._guest
 
     def _on_resumed(self) -> None:

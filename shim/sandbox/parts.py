@@ -55,5 +55,6 @@ class SandboxSettings:
     sandbox_id: str
     hostname: str
     dns: Sequence[str]
+    shm_bytes: int = 64 << 20
     # Whether containers may share a pid namespace that none of them holds: there is no pause container.
     shared_pidns: bool = False

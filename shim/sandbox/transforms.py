@@ -7,33 +7,29 @@ applies it in the guest as runc would have on the host."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shim import oci
 
-# Sources that mean the guest's own tree, not the host's.
-_GUEST_TREES = ("/proc", "/sys", "/dev")
-SANDBOX_SHM = "/run/kata-containers/sandbox/shm"
-
-
-def shared_binds(spec: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
-    """Host paths that the spec binds into the container and that must be shared, with whether read-only."""
-    for mount in oci.objects(spec, "mounts"):
-        if _is_shared(mount):
-            yield oci.text(mount, "source"), "ro" in oci.texts(mount, "options")
-
 
 def guest_spec(
-    spec: Mapping[str, Any], *, root: str, shared: Mapping[tuple[str, bool], str], bundle: str, kind: str
+    spec: Mapping[str, Any],
+    *,
+    root: str,
+    mounts: Sequence[Mapping[str, Any]],
+    devices: Sequence[Mapping[str, Any]],
+    bundle: str,
+    kind: str,
 ) -> dict[str, Any]:
     """The spec for the agent; `spec` stays as it is.
 
-    `root` is the rootfs in the guest, `shared` the guest's path for each of `shared_binds`, `kind` kata's
-    container type (pod_sandbox, pod_container or single_container)."""
-    guest = copy.deepcopy(dict(spec))
+    `root`, `mounts` and `devices` are those in the guest (`volumes.Volumes`), `kind` kata's container type
+    (pod_sandbox, pod_container or single_container)."""
+    guest = copy.deepcopy({**spec, "mounts": list(mounts)})
     set_root(guest, root)
-    set_mounts(guest, shared)
+    if devices:
+        guest["linux"] = {**oci.section(guest, "linux"), "devices": copy.deepcopy(list(devices))}
     set_namespaces(guest)
     limit_resources(guest)
     keep_guest_hooks(guest)
@@ -44,14 +40,6 @@ def guest_spec(
 
 def set_root(guest: dict[str, Any], path: str) -> None:
     guest["root"] = {**oci.section(guest, "root"), "path": path}
-
-
-def set_mounts(guest: dict[str, Any], shared: Mapping[tuple[str, bool], str]) -> None:
-    for mount in oci.objects(guest, "mounts"):
-        if _is_shared(mount):
-            mount["source"] = shared[oci.text(mount, "source"), "ro" in oci.texts(mount, "options")]
-        elif _is_shm(mount):
-            mount["source"] = SANDBOX_SHM
 
 
 def set_namespaces(guest: dict[str, Any]) -> None:
@@ -126,14 +114,3 @@ def container_kind(spec: Mapping[str, Any]) -> str:
     """Kata's container type by the CRI annotation."""
     found = oci.section(spec, "annotations").get(oci.CONTAINER_TYPE)
     return {"sandbox": oci.POD_SANDBOX, "container": oci.POD_CONTAINER}.get(str(found), oci.SINGLE_CONTAINER)
-
-
-def _is_shm(mount: Mapping[str, Any]) -> bool:
-    return mount.get("destination") == "/dev/shm" and oci.is_bind(mount)
-
-
-def _is_shared(mount: Mapping[str, Any]) -> bool:
-    if not oci.is_bind(mount) or _is_shm(mount):
-        return False
-    source = oci.text(mount, "source")
-    return not any(source == tree or source.startswith(tree + "/") for tree in _GUEST_TREES)

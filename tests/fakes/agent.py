@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shim.agent.api import ContainerStats, ProcessIds, StdioPorts, Storage
+from shim.agent.api import ContainerStats, Device, ProcessIds, StdioPorts, Storage
 from shim.errors import NotFound, ShimError, Unavailable
 from shim.network.api import Interface, Neighbour, Route
 
@@ -24,6 +24,8 @@ class FakeAgent:
         self.hold: dict[str, asyncio.Event] = {}
         self.calls: list[str] = []
         self.storages: list[Storage] = []
+        self.container_storages: list[Storage] = []
+        self.devices: list[Device] = []
         self.hostname = ""
         self.specs: dict[ProcessIds, Mapping[str, Any]] = {}
         self.ports: dict[ProcessIds, StdioPorts | None] = {}
@@ -109,7 +111,9 @@ class FakeAgent:
         ports: StdioPorts | None,
         *,
         sandbox_pidns: bool,
+        devices: Sequence[Device] = (),
     ) -> None:
+        self.container_storages, self.devices = list(storages), list(devices)
         await self._make("create_container", ProcessIds(container_id), spec, ports)
 
     async def start_container(self, container_id: str) -> None:

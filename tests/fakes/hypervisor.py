@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shim.errors import FailedPrecondition, ShimError, Unavailable
-from shim.hypervisor.api import Device, Fingerprint, Snapshot, VmExit, VmSpec
+from shim.hypervisor.api import Device, Disk, Fingerprint, Snapshot, VmExit, VmSpec
 
 
 class FakeHypervisor:
@@ -24,6 +24,7 @@ class FakeHypervisor:
         self.files: tuple[Path, ...] = ()
         self.spec: VmSpec | None = None
         self.devices: list[Device] = []
+        self.disks: list[Disk] = []
         self._pid = pid
         self._exit: asyncio.Future[VmExit] | None = None
 
@@ -46,6 +47,16 @@ class FakeHypervisor:
         self._alive()
         self._do("add_device", f"add_device:{device.id}")
         self.devices.append(device)
+
+    async def add_disk(self, disk: Disk) -> str:
+        self._alive()
+        self._do("add_disk", f"add_disk:{disk.path}:{'ro' if disk.read_only else 'rw'}")
+        self.disks.append(disk)
+        return f"01/00/{len(self.disks):02x}"
+
+    async def remove_disk(self, disk_id: str) -> None:
+        self._alive()
+        self._do("remove_disk", f"remove_disk:{disk_id}")
 
     async def resume(self) -> None:
         self._alive()

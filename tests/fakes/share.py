@@ -41,7 +41,7 @@ class FakeShare:
         self.mounted.setdefault(container_id, []).append(mounts[0].source)
         return f"/guest/{container_id}/rootfs"
 
-    async def bind(self, container_id: str, source: Path, *, read_only: bool) -> str:
+    async def bind(self, container_id: str, source: Path, *, read_only: bool, follow: bool = False) -> str:
         self._do("bind")
         if not os.path.exists(source):  # noqa: ASYNC240 - a fake
             raise NotFound(f"{source}: no such file")

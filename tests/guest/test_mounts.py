@@ -204,7 +204,7 @@ def test_the_agents_own_option_does_not_reach_the_kernel(tmp_path: Path, kernel:
     go(test)
 
 
-@pytest.mark.parametrize("driver", ["", "blk", "nvdimm"])
+@pytest.mark.parametrize("driver", ["", "scsi", "nvdimm"])
 def test_an_unknown_driver_is_refused(driver: str, kernel: Kernel) -> None:
     async def test() -> None:
         with pytest.raises(errors.InvalidArgument, match="storage driver"):

@@ -101,7 +101,7 @@ def test_a_tmpfs_takes_plain_data(target: Path) -> None:
 
 @needs_root
 def test_an_error_names_mount_and_reason(tmp_path: Path, target: Path) -> None:
-    with pytest.raises(NotFound, match=r"mount bind /no/such on .*target: No such file"):
+    with pytest.raises(NotFound, match=r"mount bind /no/such on .*target: open_tree: No such file"):
         subject.mount(Mount("bind", "/no/such", ("rbind",)), target)
     with pytest.raises(ShimError, match="mount nosuchfs x on"):
         subject.mount(Mount("nosuchfs", "x"), target)
@@ -154,3 +154,28 @@ def test_unmounting_does_not_follow_a_link(tmp_path: Path, target: Path) -> None
     link.symlink_to(target)
     assert not subject.unmount(link)
     assert subject.unmount(target)
+
+
+@needs_root
+def test_a_bind_follows_later_mounts_only_when_asked_to(tmp_path: Path, target: Path) -> None:
+    source, follower = tmp_path / "source", tmp_path / "follower"
+    (source / "sub").mkdir(parents=True)
+    follower.mkdir()
+    subject.make_shared_root(source)
+    try:
+        subject.mount(Mount("bind", str(source), ("rbind", "rprivate", "ro")), target)
+        subject.mount(Mount("bind", str(source), ("rbind", "rslave")), follower)
+        subject.mount(Mount("tmpfs", "later"), source / "sub")
+        (source / "sub/file").touch()
+        assert os.listdir(follower / "sub") == ["file"]
+        assert os.listdir(target / "sub") == []
+    finally:
+        for path in (source / "sub", follower / "sub", follower, source):
+            subject.unmount(path)
+
+
+def test_propagation_is_a_word_for_binds_only() -> None:
+    assert subject.parse_options(("rbind", "rslave")).follow
+    assert not subject.parse_options(("rbind", "rprivate")).follow
+    with pytest.raises(InvalidArgument, match="rslave"):
+        subject.parse_options(("rslave",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,14 +17,7 @@ SPEC: dict[str, Any] = {
     "hostname": "h",
     "process": {"args": ["sh"], "apparmorProfile": "docker-default", "selinuxLabel": "x", "oomScoreAdj": -5},
     "root": {"path": "rootfs", "readonly": True},
-    "mounts": [
-        {"destination": "/proc", "type": "proc", "source": "proc"},
-        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"},
-        {"destination": "/etc/hosts", "type": "bind", "source": "/h/hosts", "options": ["rbind", "ro"]},
-        {"destination": "/data", "type": "none", "source": "/h/data", "options": ["bind"]},
-        {"destination": "/dev/fuse", "type": "bind", "source": "/dev/fuse", "options": ["bind"]},
-        {"destination": "/devices", "type": "bind", "source": "/devices", "options": ["bind"]},
-    ],
+    "mounts": [{"destination": "/etc/hosts", "type": "bind", "source": "/h/hosts"}],
     "hooks": {"prestart": [{"path": "/h/hook"}], "startContainer": [{"path": "/c/hook"}], "poststop": []},
     "annotations": {"a": "b", oci.CONTAINER_TYPE: "container"},
     "linux": {
@@ -48,12 +42,14 @@ SPEC: dict[str, Any] = {
         "cgroupsPath": "/a/b",
     },
 }
-SHARED = {("/h/hosts", True): "/g/hosts", ("/h/data", False): "/g/data", ("/devices", False): "/g/devices"}
+MOUNTS = [{"destination": "/data", "type": "bind", "source": "/g/data", "options": ["bind"]}]
 
 
-def guest(spec: dict[str, Any] | None = None) -> dict[str, Any]:
+def guest(spec: dict[str, Any] | None = None, devices: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    given = SPEC if spec is None else spec
+    kind = oci.POD_CONTAINER
     return transforms.guest_spec(
-        SPEC if spec is None else spec, root="/g/root", shared=SHARED, bundle="/b", kind="pod_container"
+        given, root="/g/root", mounts=MOUNTS, devices=devices, bundle="/b", kind=kind
     )
 
 
@@ -67,24 +63,11 @@ def test_the_root_moves_and_stays_read_only() -> None:
     assert guest()["root"] == {"path": "/g/root", "readonly": True}
 
 
-def test_binds_of_host_files_are_shared_and_the_guests_own_trees_are_not() -> None:
-    assert set(transforms.shared_binds(SPEC)) == set(SHARED)
-    sources = {mount["destination"]: mount["source"] for mount in guest()["mounts"]}
-    assert sources == {
-        "/proc": "proc",
-        "/dev/shm": "shm",
-        "/etc/hosts": "/g/hosts",
-        "/data": "/g/data",
-        "/dev/fuse": "/dev/fuse",
-        "/devices": "/g/devices",
-    }
-
-
-def test_a_shm_that_pods_share_is_the_sandboxs() -> None:
-    shm = {"destination": "/dev/shm", "type": "bind", "source": "/run/x/shm", "options": ["rbind"]}
-    spec = {**SPEC, "mounts": [shm]}
-    assert list(transforms.shared_binds(spec)) == []
-    assert guest(spec)["mounts"][0]["source"] == transforms.SANDBOX_SHM
+def test_mounts_and_devices_are_those_of_the_guest() -> None:
+    disk = {"path": "/dev/disk", "type": "b", "major": 7, "minor": 0}
+    assert guest()["mounts"] == MOUNTS
+    assert "devices" not in guest()["linux"]
+    assert guest(devices=[disk])["linux"]["devices"] == [disk]
 
 
 def test_no_path_of_a_host_namespace_reaches_the_guest() -> None:
@@ -131,16 +114,11 @@ def test_the_agent_is_told_what_kind_of_container_it_is() -> None:
 def test_a_spec_of_nothing_is_good_enough(spec: dict[str, Any]) -> None:
     assert guest(spec)["root"] == {"path": "/g/root"}
     transforms.host_hooks(spec)
-    list(transforms.shared_binds(spec))
 
 
 @pytest.mark.parametrize(
     "spec",
     [
-        {"mounts": {}},
-        {"mounts": [1]},
-        {"mounts": [{"type": "bind", "source": 1}]},
-        {"mounts": [{"type": "bind", "options": "ro"}]},
         {"linux": []},
         {"linux": {"namespaces": "x"}},
         {"linux": {"resources": 1}},
@@ -155,5 +133,4 @@ def test_a_spec_of_nothing_is_good_enough(spec: dict[str, Any]) -> None:
 )
 def test_a_spec_of_the_wrong_shape_is_refused(spec: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
-        list(transforms.shared_binds(spec))
         guest(spec)

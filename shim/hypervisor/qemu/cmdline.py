@@ -15,7 +15,7 @@ from typing import Literal
 from shim.errors import InvalidArgument
 from shim.hypervisor.api import VmSpec
 
-HOTPLUG_BUS = "bridge0"
+ROOT_PORT, HOTPLUG_BUS = "port0", "bridge0"
 _CONSOLE_FD_SET = 1
 
 _MACHINE = (
@@ -56,8 +56,8 @@ def machine(spec: VmSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
         *("-smp", str(spec.vcpus)),
         *("-m", f"{spec.memory_mib}M"),
         *("-rtc", "base=utc"),
-        *("-device", "pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1"),
-        *("-device", f"pcie-pci-bridge,id={HOTPLUG_BUS},bus=port0"),
+        *("-device", f"pcie-root-port,id={ROOT_PORT},bus=pcie.0,chassis=1,slot=1"),
+        *("-device", f"pcie-pci-bridge,id={HOTPLUG_BUS},bus={ROOT_PORT}"),
         *("-serial", "chardev:console"),
         *("-kernel", str(spec.kernel)),
         *("-initrd", str(spec.initrd)),

@@ -14,6 +14,7 @@ from shim.children import Child, find_program, spawn
 from shim.errors import FailedPrecondition, ShimError, Unavailable
 from shim.hypervisor.api import (
     Device,
+    Disk,
     Fingerprint,
     Snapshot,
     VhostUserFs,
@@ -24,6 +25,7 @@ from shim.hypervisor.api import (
 )
 from shim.hypervisor.qemu import accelerator, cmdline, memory
 from shim.hypervisor.qemu.console import Console
+from shim.hypervisor.qemu.disk import Disks
 from shim.hypervisor.qemu.migration import Migration
 from shim.hypervisor.qemu.qmp import Event, Json, QmpClient
 from shim.log import Log
@@ -47,6 +49,7 @@ class QemuHypervisor:
         self._shutdown: str | None = None
         self._stopping = False
         self._migration = Migration()
+        self._disks = Disks()
         self._awaited_line: tuple[str, asyncio.Event] | None = None
         self._memory: Path | None = None
 
@@ -113,6 +116,12 @@ class QemuHypervisor:
                 await self._plug_nic(device)
             case _:
                 assert_never(device)
+
+    async def add_disk(self, disk: Disk) -> str:
+        return await self._disks.plug(self._connected(), disk)
+
+    async def remove_disk(self, disk_id: str) -> None:
+        await self._disks.unplug(self._connected(), disk_id)
 
     async def resume(self) -> None:
         await self._execute("cont")
@@ -196,11 +205,14 @@ class QemuHypervisor:
         await self._migration.load(qmp, child, snapshot.state)
         return version
 
-    async def _execute(self, command: str, arguments: Json | None = None, fd: int | None = None) -> None:
+    def _connected(self) -> QmpClient:
         child = self._running()
         if self._qmp is None or child.status is not None:
             raise Unavailable(f"QEMU is gone: {self._on_ended(child).reason}")
-        await self._qmp.execute(command, arguments, fds=() if fd is None else (fd,))
+        return self._qmp
+
+    async def _execute(self, command: str, arguments: Json | None = None, fd: int | None = None) -> None:
+        await self._connected().execute(command, arguments, fds=() if fd is None else (fd,))
 
     async def _plug(self, device_id: str, address: Json, properties: Json) -> None:
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
@@ -269,6 +281,7 @@ class QemuHypervisor:
 
     def _on_event(self, event: Event) -> None:
         self._migration.on_event(event)
+        self._disks.on_event(event)
         if event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", "no reason given"))
         elif event.name == "GUEST_PANICKED":

@@ -1,0 +1,172 @@
+"""What of the host's files and disks a container sees: each mount and device of its spec brought into the guest.
+
+    bind of files             shared, and mounted in the guest from the share
+    bind below /proc, /sys    the guest's own, as a character device below /dev is
+    bind at /dev/shm          the sandbox's /dev/shm, a tmpfs in the guest
+    emptyDir in memory        a tmpfs in the guest that stays as long as the sandbox
+    block device, however     a disk of the VM under the path that the spec wants
+    rootfs on a block device  a disk too, mounted in the guest
+
+An emptyDir in memory is known as kubelet makes it: a tmpfs below a directory of its plugin's name.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shim import oci
+from shim.agent.api import Device, Storage
+from shim.errors import InvalidArgument, NotFound
+from shim.log import Log
+from shim.rootfs.api import Mount, RootfsShare
+from shim.sandbox.bundle import tmpfs_bytes
+from shim.sandbox.disks import Disks
+
+SANDBOX_SHM = "/run/kata-containers/sandbox/shm"
+_MEMORY_VOLUMES = "/run/kata-containers/sandbox/ephemeral"
+_DISK_ROOTS = "/run/kata-containers/sandbox/rootfs"
+_EMPTY_DIR = "kubernetes.io~empty-dir"
+_GUEST_TREES = ("/proc", "/sys")
+_SHARED = {"shared", "rshared"}
+_FOLLOWING = {"slave", "rslave", *_SHARED}
+
+
+@dataclass(frozen=True, slots=True)
+class Volumes:
+    """In the guest: the path of the rootfs, the spec's mounts and devices, and what the agent has to make of them
+    first."""
+
+    root: str
+    mounts: list[dict[str, Any]]
+    devices: list[dict[str, Any]]
+    storages: list[Storage] = field(default_factory=list)
+    agent_devices: list[Device] = field(default_factory=list)
+
+
+class VolumeMaker:
+    """For one container. On an error, and when the container is gone, the caller calls `remove`."""
+
+    def __init__(self, share: RootfsShare, disks: Disks, container_id: str, log: Log) -> None:
+        self._share, self._disks, self._id, self._log = share, disks, container_id, log
+
+    async def make(self, bundle: Path, spec: Mapping[str, Any], rootfs: Sequence[Mount]) -> Volumes:
+        """`rootfs` are the mounts that make the root. NotFound names a source that is missing."""
+        made = Volumes("", [], oci.objects(spec, "linux", "devices").copy())
+        root = await self._root(rootfs, made)
+        for mount in oci.objects(spec, "mounts"):
+            await self._mount(bundle, mount, made)
+        for device in oci.objects(spec, "linux", "devices"):
+            if device.get("type") == "b":
+                await self._device(device, spec, made)
+        return Volumes(root, made.mounts, made.devices, made.storages, made.agent_devices)
+
+    async def remove(self) -> None:
+        await self._share.remove(self._id)
+        await self._disks.remove(self._id)
+
+    async def _root(self, rootfs: Sequence[Mount], made: Volumes) -> str:
+        image = rootfs[0]
+        kind = _kind(image.source) if len(rootfs) == 1 and "bind" not in image.type else 0
+        if not stat.S_ISBLK(kind) and not (stat.S_ISREG(kind) and "loop" in image.options):
+            return await self._share.mount_rootfs(self._id, rootfs)
+        read_only = "ro" in image.options
+        pci_path = await self._disks.plug(self._id, Path(image.source), read_only=read_only)
+        options = tuple(option for option in image.options if option != "loop")
+        point = f"{_DISK_ROOTS}/{self._id}"
+        made.storages.append(Storage("blk", pci_path, image.type, point, options))
+        return point
+
+    async def _mount(self, bundle: Path, mount: Mapping[str, Any], made: Volumes) -> None:
+        source, options = oci.text(mount, "source"), oci.texts(mount, "options")
+        if not oci.is_bind(mount) or _is_of(source, _GUEST_TREES):
+            made.mounts.append(dict(mount))
+            return
+        path = bundle / source
+        kind, read_only = _kind(path), bool({"ro", "rro"} & set(options))
+        if (storage := memory_volume(path)) is not None:
+            if storage not in made.storages:
+                made.storages.append(storage)
+            made.mounts.append({**mount, "source": storage.mount_point})
+        elif oci.text(mount, "destination") == "/dev/shm":
+            made.mounts.append({**mount, "source": SANDBOX_SHM})
+        elif stat.S_ISBLK(kind):
+            await self._bound_device(path, mount, made, read_only=read_only)
+        elif _is_of(source, ("/dev",)) and not _is_file_below_dev(source, kind):
+            made.mounts.append(dict(mount))
+        else:
+            if _SHARED & set(options):
+                self._log.warning("what the container mounts there stays in the guest", mount=source)
+            follow = bool(_FOLLOWING & set(options))
+            shared = await self._share.bind(self._id, path, read_only=read_only, follow=follow)
+            made.mounts.append({**mount, "source": shared})
+
+    async def _bound_device(
+        self, path: Path, mount: Mapping[str, Any], made: Volumes, *, read_only: bool
+    ) -> None:
+        """A block device that is mounted as a file becomes a device of the container."""
+        found, destination = os.stat(path), oci.text(mount, "destination")
+        number = {"major": os.major(found.st_rdev), "minor": os.minor(found.st_rdev)}
+        owner = {"fileMode": stat.S_IMODE(found.st_mode), "uid": found.st_uid, "gid": found.st_gid}
+        made.devices.append({"path": destination, "type": "b", **number, **owner})
+        pci_path = await self._disks.plug(self._id, path, read_only=read_only)
+        made.agent_devices.append(Device("blk", pci_path, destination))
+
+    async def _device(self, device: Mapping[str, Any], spec: Mapping[str, Any], made: Volumes) -> None:
+        path, major, minor = oci.text(device, "path"), device.get("major"), device.get("minor")
+        if not isinstance(major, int) or not isinstance(minor, int):
+            raise InvalidArgument(f"spec: linux.devices: {path}: no device number")
+        read_only = not _may_write(spec, major, minor)
+        pci_path = await self._disks.plug(self._id, _block_node(major, minor, path), read_only=read_only)
+        made.agent_devices.append(Device("blk", pci_path, path))
+
+
+def memory_volume(source: Path) -> Storage | None:
+    """The tmpfs in the guest that stands for an emptyDir in memory; None for any other source."""
+    if source.parent.name != _EMPTY_DIR or (size := tmpfs_bytes(source)) is None:
+        return None
+    found = os.stat(source)
+    mode = f"mode={stat.S_IMODE(found.st_mode):o}"
+    # With its pod's id: the names of volumes are a pod's own, but the directory is the guest's.
+    pod = source.parts[-4] if len(source.parts) > 4 else "pod"
+    options = (f"size={size}", mode, f"uid={found.st_uid}", f"gid={found.st_gid}")
+    point = f"{_MEMORY_VOLUMES}/{pod}/{source.name}"
+    return Storage("ephemeral", "tmpfs", "tmpfs", point, options, shared=True)
+
+
+def _block_node(major: int, minor: int, path: str) -> Path:
+    """The host's node of a block device that the container is to have at `path`."""
+    name = Path("/sys/dev/block", f"{major}:{minor}")
+    if not name.exists():
+        raise NotFound(f"block device {major}:{minor} for {path}: the host has no such device")
+    # The kernel's name for it; udev's links need not be there.
+    return Path("/dev", name.resolve().name.replace("!", "/"))
+
+
+def _kind(path: Path | str) -> int:
+    """The file's mode; 0 if it is not there, which the share says best."""
+    try:
+        return os.stat(path).st_mode
+    except OSError:
+        return 0
+
+
+def _is_of(source: str, trees: Sequence[str]) -> bool:
+    return any(source == tree or source.startswith(tree + "/") for tree in trees)
+
+
+def _is_file_below_dev(source: str, kind: int) -> bool:
+    """Whether it is data of the host's and no part of what devtmpfs and devpts show."""
+    return stat.S_ISREG(kind) or _is_of(source, ("/dev/shm",))
+
+
+def _may_write(spec: Mapping[str, Any], major: int, minor: int) -> bool:
+    """By the rule for exactly this device; without one, yes."""
+    for rule in oci.objects(spec, "linux", "resources", "devices"):
+        if (rule.get("type"), rule.get("major"), rule.get("minor")) == ("b", major, minor):
+            return "w" in oci.text(rule, "access")
+    return True

@@ -1,0 +1,233 @@
+"""Each mount and device of a spec on its way into the guest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim.agent.api import Device, Storage
+from shim.errors import InvalidArgument, NotFound, ShimError
+from shim.hypervisor.api import VmSpec
+from shim.log import Log
+from shim.rootfs.api import Mount
+from shim.sandbox import volumes
+from shim.sandbox.disks import Disks
+from shim.sandbox.volumes import SANDBOX_SHM, VolumeMaker, Volumes
+from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.share import FakeShare
+
+ROOTFS = (Mount("bind", "/h/rootfs", ("rbind",)),)
+
+
+class Kit:
+    """One container's volumes on fakes."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.share, self.hypervisor = FakeShare(), FakeHypervisor()
+        log = Log(2, "error")
+        self.disks = Disks(self.hypervisor, log)
+        self.maker, self.bundle = VolumeMaker(self.share, self.disks, "c1", log), tmp_path
+
+    async def make(self, *, rootfs: Sequence[Mount] = ROOTFS, **spec: Any) -> Volumes:
+        if self.hypervisor.spec is None:
+            await self.hypervisor.start(VmSpec("vm", self.bundle, Path("/k"), Path("/i"), (), 128, 1))
+        return await self.maker.make(self.bundle, spec, rootfs)
+
+
+def bind(source: str | Path, destination: str, *options: str) -> dict[str, Any]:
+    return {"type": "bind", "source": str(source), "destination": destination, "options": ["rbind", *options]}
+
+
+@pytest.fixture
+def block_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that says of itself it is the block device 7:3."""
+    path = tmp_path / "disk"
+    path.touch()
+    real = os.stat
+
+    def lying(of: Any, **more: Any) -> os.stat_result:
+        found = real(of, **more)
+        if str(of) != str(path):
+            return found
+        fields = list(found)
+        fields[0] = stat.S_IFBLK | 0o660
+        names = {"st_rdev": os.makedev(7, 3)}
+        return os.stat_result(fields, names)
+
+    monkeypatch.setattr(os, "stat", lying)
+    return path  # type: ignore[return-value]
+
+
+def test_files_are_shared_and_the_guest_s_trees_are_its_own(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kit = Kit(tmp_path)
+        (tmp_path / "data").mkdir()
+        made = await kit.make(
+            mounts=[
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                bind(tmp_path / "data", "/data", "ro"),
+                bind("data", "/relative"),
+                bind("/proc/sys", "/sys-of-the-guest"),
+                bind("/dev/null", "/dev/zero"),
+            ]
+        )
+        sources = {mount["destination"]: mount["source"] for mount in made.mounts}
+        shared = f"/guest/c1{tmp_path}/data"
+        assert sources == {
+            "/proc": "proc",
+            "/data": shared,
+            "/relative": shared,
+            "/sys-of-the-guest": "/proc/sys",
+            "/dev/zero": "/dev/null",
+        }
+        assert (made.root, made.storages, made.agent_devices) == ("/guest/c1/rootfs", [], [])
+        await kit.maker.remove()
+        assert not kit.share.mounted
+
+    asyncio.run(scenario())
+
+
+def test_data_below_dev_shm_is_the_host_s(tmp_path: Path) -> None:
+    source = Path("/dev/shm", f"kata-py-{os.getpid()}")
+
+    async def scenario() -> None:
+        made = await Kit(tmp_path).make(mounts=[bind(source, "/data")])
+        assert made.mounts[0]["source"] == f"/guest/c1{source}"
+
+    source.mkdir()
+    try:
+        asyncio.run(scenario())
+    finally:
+        source.rmdir()
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with pytest.raises(NotFound, match="/no/such/volume"):
+            await Kit(tmp_path).make(mounts=[bind("/no/such/volume", "/data")])
+
+    asyncio.run(scenario())
+
+
+def test_shm_is_the_sandbox_s(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        made = await Kit(tmp_path).make(mounts=[bind("/run/x/shm", "/dev/shm")])
+        assert made.mounts[0]["source"] == SANDBOX_SHM
+
+    asyncio.run(scenario())
+
+
+def test_an_empty_dir_in_memory_is_a_tmpfs_of_the_guest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        source = tmp_path / "pods/uid-1/volumes/kubernetes.io~empty-dir/cache"
+        source.mkdir(parents=True)
+        source.chmod(0o2770)
+        made = await Kit(tmp_path).make(mounts=[bind(source, "/cache")])
+        assert made.storages == []  # it is on a disk: shared as any directory
+        monkeypatch.setattr(volumes, "tmpfs_bytes", lambda path: 4096 if path == source else None)
+        made = await Kit(tmp_path).make(mounts=[bind(source, "/cache"), bind(source, "/dev/shm")])
+        point = "/run/kata-containers/sandbox/ephemeral/uid-1/cache"
+        options = ("size=4096", "mode=2770", f"uid={os.getuid()}", f"gid={os.stat(source).st_gid}")
+        assert made.storages == [Storage("ephemeral", "tmpfs", "tmpfs", point, options, shared=True)]
+        assert [mount["source"] for mount in made.mounts] == [point, point]
+
+    asyncio.run(scenario())
+
+
+def test_a_block_device_that_is_bound_is_a_disk_under_its_path(block_device: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kit = Kit(tmp_path)
+        made = await kit.make(
+            mounts=[bind(block_device, "/dev/data", "ro"), bind(block_device, "/dev/again", "ro")]
+        )
+        assert made.mounts == []
+        assert [device["path"] for device in made.devices] == ["/dev/data", "/dev/again"]
+        assert {(device["type"], device["major"], device["minor"]) for device in made.devices} == {
+            ("b", 7, 3)
+        }
+        assert made.agent_devices == [
+            Device("blk", "01/00/01", "/dev/data"),
+            Device("blk", "01/00/01", "/dev/again"),
+        ]
+        await kit.maker.remove()
+        assert kit.hypervisor.calls[1:] == [f"add_disk:{block_device}:ro", "remove_disk:disk1"]
+
+    asyncio.run(scenario())
+
+
+def test_a_rootfs_on_a_block_device_is_a_disk_that_the_guest_mounts(
+    block_device: Path, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        kit = Kit(tmp_path)
+        made = await kit.make(rootfs=(Mount("ext4", str(block_device), ("discard", "rw")),))
+        point = "/run/kata-containers/sandbox/rootfs/c1"
+        assert made.root == point
+        assert made.storages == [Storage("blk", "01/00/01", "ext4", point, ("discard", "rw"))]
+        assert not kit.share.mounted
+
+    asyncio.run(scenario())
+
+
+def test_a_rootfs_in_an_image_file_needs_no_loop_device(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        image = tmp_path / "image"
+        image.touch()
+        kit = Kit(tmp_path)
+        made = await kit.make(rootfs=(Mount("ext4", str(image), ("loop", "ro")),))
+        assert made.storages[0].options == ("ro",)
+        assert kit.hypervisor.calls[1:] == [f"add_disk:{image}:ro"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "message"),
+    [
+        ({"path": "/dev/x", "type": "b", "major": 4095, "minor": 9}, NotFound, "4095:9 for /dev/x"),
+        ({"path": "/dev/x", "type": "b"}, InvalidArgument, "/dev/x: no device number"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(
+    tmp_path: Path, device: dict[str, Any], error: type[ShimError], message: str
+) -> None:
+    async def scenario() -> None:
+        with pytest.raises(error, match=message):
+            await Kit(tmp_path).make(linux={"devices": [device]})
+
+    asyncio.run(scenario())
+
+
+def test_character_devices_pass_as_they_are(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        null = {"path": "/dev/null", "type": "c", "major": 1, "minor": 3}
+        made = await Kit(tmp_path).make(linux={"devices": [null]})
+        assert (made.devices, made.agent_devices) == ([null], [])
+
+    asyncio.run(scenario())
+
+
+def test_one_disk_serves_all_containers_and_leaves_with_the_last(block_device: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kit = Kit(tmp_path)
+        await kit.make()
+        path = await kit.disks.plug("c1", block_device, read_only=False)
+        assert await kit.disks.plug("c2", block_device, read_only=False) == path
+        assert await kit.disks.plug("c2", block_device, read_only=True) != path
+        await kit.disks.remove("c1")
+        assert not [call for call in kit.hypervisor.calls if call.startswith("remove")]
+        await kit.disks.remove("c2")
+        assert [call for call in kit.hypervisor.calls if call.startswith("remove")] == [
+            "remove_disk:disk1",
+            "remove_disk:disk2",
+        ]
+
+    asyncio.run(scenario())
