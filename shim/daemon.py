@@ -20,10 +20,11 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shim import oci, vm
+from shim import oci, pod_size, vm
 from shim.agent.api import Agent
 from shim.bootstrap.args import Call, parse
 from shim.bootstrap.start import LISTEN_FD
@@ -224,7 +225,8 @@ class Daemon:
     def _make_machine(self, spec: Mapping[str, Any], boots: bool) -> Machine:
         if isinstance(self._config, ShimError):
             raise self._config
-        config = annotated(self._config, oci.section(spec, "annotations"), _host())
+        annotations = oci.section(spec, "annotations")
+        config = _sized(annotated(self._config, annotations, _host()), annotations, _host())
         self._effective = config
         netns = pod_path(oci.namespace_path(spec, "network"))
         run_dir = Path(self._record.run_dir)
@@ -271,6 +273,12 @@ class Daemon:
 def _host() -> Host:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Host(memory >> 20, os.cpu_count() or 1)
+
+
+def _sized(config: Config, annotations: Mapping[str, Any], host: Host) -> Config:
+    """With a VM as large as the pod's limits want it, which the host may not be."""
+    cpus = min(pod_size.vcpus(config.vcpus, annotations), max(host.cpus, config.vcpus))
+    return replace(config, memory_mib=pod_size.memory_mib(config.memory_mib, annotations), vcpus=cpus)
 
 
 def _limits(config: Config | ShimError) -> Limits:

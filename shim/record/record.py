@@ -24,6 +24,7 @@ class Record:
         self.mounts: list[str] = []
         self.sockets: list[str] = []
         self.paths: list[str] = []
+        self.cgroups: list[str] = []
         self.redirections: list[Redirection] = []
         self.containers: dict[str, int] = {}
 
@@ -55,6 +56,7 @@ class Record:
             record.mounts = [_absolute(item) for item in data["mounts"]]
             record.sockets = [_absolute(item) for item in data["sockets"]]
             record.paths = [_absolute(item) for item in data["paths"]]
+            record.cgroups = [_absolute(item) for item in data.get("cgroups", ())]  # as with the next
             for item in data.get("redirections", ()):  # a record of before there were any
                 links = [_text(link) for link in item["links"]]
                 redirection = Redirection(_absolute(item["netns"]), _text(item["identity"]), links)
@@ -78,6 +80,7 @@ class Record:
             "mounts": self.mounts,
             "sockets": self.sockets,
             "paths": self.paths,
+            "cgroups": self.cgroups,
             "redirections": [
                 {"netns": r.netns, "identity": r.identity, "links": r.links} for r in self.redirections
             ],
@@ -106,6 +109,10 @@ class Record:
         """A file or tree outside of the runtime directory, absolute, that is ours to delete."""
         self._add(self.paths, path)
 
+    def add_cgroup(self, path: str) -> None:
+        """A cgroup's directory, absolute; removed when no process is in it."""
+        self._add(self.cgroups, path)
+
     def add_redirection(self, netns: str, links: Sequence[str]) -> Redirection:
         """Packets that come in at `links` of a network namespace are going to be redirected. OSError if there is no
         such namespace."""
@@ -118,8 +125,8 @@ class Record:
         self.save()
 
     def forget(self, path: str) -> None:
-        """The mount, socket or path is gone. Nothing happens if it is not known."""
-        for entries in (self.mounts, self.sockets, self.paths):
+        """The mount, socket, path or cgroup is gone. Nothing happens if it is not known."""
+        for entries in (self.mounts, self.sockets, self.paths, self.cgroups):
             if path in entries:
                 entries.remove(path)
         self.save()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from shim.record import cgroup
 from shim.record.place import prune
 from shim.record.process import LOGGER
 from shim.record.removal import mounts_below, remove_socket, remove_tree, unmount
@@ -45,6 +46,8 @@ def teardown(record: Record, deadline: float) -> list[str]:
     for process in victims:
         if not process.wait_gone(deadline):
             problems.append(f"{process.role} (pid {process.pid}) was killed but does not end")
+    for path in record.cgroups:
+        attempt("remove cgroup", path, lambda path=path: cgroup.remove(path, deadline))  # type: ignore[misc]
     for redirection in record.redirections:
         attempt("restore the network of", redirection.netns, redirection.undo)
     for path in [*reversed(record.mounts), *mounts_below(record.run_dir)]:

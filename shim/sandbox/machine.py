@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
-from shim.agent.api import Storage
 from shim.errors import DeadlineExceeded, FailedPrecondition, ShimError, Unavailable, from_status
 from shim.hypervisor.api import (
     SnapshotRefused,
@@ -30,18 +29,16 @@ from shim.hypervisor.api import (
 )
 from shim.log import Log
 from shim.record import Record
+from shim.sandbox.accounting import Accounting
 from shim.sandbox.background import Background
 from shim.sandbox.disks import Disks
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.network import SandboxNetwork
 from shim.sandbox.parts import Parts, SandboxSettings
-from shim.sandbox.volumes import SANDBOX_SHM
+from shim.sandbox.volumes import sandbox_storages
 from shim.stdio.logger import Loggers
 from shim.stdio.wiring import Wiring
 
-# Where the agent mounts the share (Kata: runtime-rs, share_virtio_fs.rs); the share's guest paths are below it.
-SHARED_DIR = "/run/kata-containers/shared/containers/"
-_SHM_OPTIONS = ("noexec", "nosuid", "nodev", "mode=1777")
 _ENTROPY_BYTES = 512
 _VM = "the VM"
 # Calls to the agent fail when the VM dies, and QEMU refuses a device whose companion has ended.
@@ -140,6 +137,9 @@ class Machine:
     async def _boot(self, settings: SandboxSettings, on_running: Callable[[], None]) -> Guest:
         parts = self._parts
         # Undone in reverse: the VM first, then the device, which still writes out what the VM has sent.
+        accounting = Accounting(settings.cgroups_path, self._record, self._log)
+        self._undo("cgroup", accounting.aclose)
+        accounting.enter()
         self._undo("network", self._network.aclose)
         self._undo("loggers", self._loggers.aclose)
         self._undo("share", parts.share.aclose)
@@ -158,9 +158,6 @@ class Machine:
         on_running()
         agent = await parts.connect_agent(parts.device.client, self._limits.boot_s)
         self._undo("agent", agent.aclose)
-        share = Storage("virtio-fs", parts.share.tag, "virtiofs", SHARED_DIR, ("nodev",))
-        shm_options = (*_SHM_OPTIONS, f"size={settings.shm_bytes}")
-        shm = Storage("ephemeral", "shm", "tmpfs", SANDBOX_SHM, shm_options)
         # A round trip into a guest that has just booted is slow, and none of these needs another's answer.
         async with asyncio.TaskGroup() as group:
             version = group.create_task(agent.check())
@@ -172,7 +169,7 @@ class Machine:
                     settings.sandbox_id,
                     settings.hostname,
                     settings.dns,
-                    (share, shm),
+                    sandbox_storages(parts.share.tag, settings.shm_bytes),
                     shared_pidns=settings.shared_pidns,
                 )
             )

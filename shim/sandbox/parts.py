@@ -56,5 +56,6 @@ class SandboxSettings:
     hostname: str
     dns: Sequence[str]
     shm_bytes: int = 64 << 20
+    cgroups_path: str = ""
     # Whether containers may share a pid namespace that none of them holds: there is no pause container.
     shared_pidns: bool = False

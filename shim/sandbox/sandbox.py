@@ -244,6 +244,7 @@ class Sandbox:
                 hostname=(oci.text(spec, "hostname") or self.id)[:_MAX_HOSTNAME],
                 dns=bundle.resolv_conf(spec),
                 shared_pidns=spec is self._reserved and oci.namespace_path(spec, "pid") is not None,
+                cgroups_path=oci.text(oci.section(spec, "linux"), "cgroupsPath"),
                 **({} if (size := bundle.shm_bytes(spec)) is None else {"shm_bytes": size}),
             )
             machine = self._machine = self._make_machine(spec, False)

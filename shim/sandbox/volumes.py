@@ -27,6 +27,8 @@ from shim.rootfs.api import Mount, RootfsShare
 from shim.sandbox.bundle import tmpfs_bytes
 from shim.sandbox.disks import Disks
 
+# Where the agent mounts the share (Kata: runtime-rs, share_virtio_fs.rs); the share's guest paths are below it.
+SHARED_DIR = "/run/kata-containers/shared/containers/"
 SANDBOX_SHM = "/run/kata-containers/sandbox/shm"
 _MEMORY_VOLUMES = "/run/kata-containers/sandbox/ephemeral"
 _DISK_ROOTS = "/run/kata-containers/sandbox/rootfs"
@@ -123,6 +125,15 @@ class VolumeMaker:
         read_only = not _may_write(spec, major, minor)
         pci_path = await self._disks.plug(self._id, _block_node(major, minor, path), read_only=read_only)
         made.agent_devices.append(Device("blk", pci_path, path))
+
+
+def sandbox_storages(tag: str, shm_bytes: int) -> tuple[Storage, Storage]:
+    """What all containers of the sandbox use: the share and their /dev/shm."""
+    options = ("noexec", "nosuid", "nodev", "mode=1777", f"size={shm_bytes}")
+    return (
+        Storage("virtio-fs", tag, "virtiofs", SHARED_DIR, ("nodev",)),
+        Storage("ephemeral", "shm", "tmpfs", SANDBOX_SHM, options),
+    )
 
 
 def memory_volume(source: Path) -> Storage | None:
