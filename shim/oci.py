@@ -19,6 +19,10 @@ SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
 KATA_CONTAINER_TYPE = "io.katacontainers.pkg.oci.container_type"
 POD_SANDBOX, POD_CONTAINER, SINGLE_CONTAINER = "pod_sandbox", "pod_container", "single_container"
 KATA_BUNDLE_PATH = "io.katacontainers.pkg.oci.bundle_path"
+# What puts a container into another's sandbox without CRI (containerd's runc shim defines it).
+GROUP = "io.containerd.runc.v2.group"
+# Ours to our agent: which of the sandbox's namespaces this container has for itself, with commas between.
+OWN_NAMESPACES = "io.kata-py.own_namespaces"
 # Ours to our agent: port 0 in a request means no stream, never stdio by RPC. Set where there are ports.
 PASSFD = "io.kata-py.passfd"
 

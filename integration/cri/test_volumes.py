@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import random
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from integration.cri.crictl import OWN_PIDS, Crictl, Pod
+from integration.cri.crictl import OWN_PIDS, Crictl, Pod, until
 
 FOLLOWING = 1  # CRI's PROPAGATION_HOST_TO_CONTAINER
 
@@ -35,13 +34,6 @@ def pod(crictl: Crictl, node: Path) -> Iterator[Pod]:
 
 def mount(host: Path, container: str, **more: object) -> dict[str, object]:
     return {"host_path": str(host), "container_path": container, **more}
-
-
-def until(condition: Callable[[], bool], timeout: float = 10) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {timeout} s"
-        time.sleep(0.1)
 
 
 def publish(volume: Path, revision: str, token: str) -> None:

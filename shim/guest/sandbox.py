@@ -18,7 +18,7 @@ from shim.guest.runtime import Runtime
 from shim.guest.stdio import PIPE_SIZE, Stdio
 from shim.guest.streams import Streams
 from shim.log import Log
-from shim.oci import KATA_CONTAINER_TYPE, POD_SANDBOX
+from shim.oci import KATA_CONTAINER_TYPE, OWN_NAMESPACES, POD_SANDBOX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ class Sandbox:
             if cgroup.overlaps(path, other.cgroup):
                 raise errors.InvalidArgument(f"cgroupsPath {path} is in use by container {other.id}")
         oci["linux"]["cgroupsPath"] = path
-        spec.place_namespaces(oci, self._namespace_paths(shared_pid=bool(request.get("sandbox_pidns"))))
+        paths = self._namespace_paths(shared_pid=bool(request.get("sandbox_pidns")))
+        own = oci.get("annotations", {}).get(OWN_NAMESPACES, "").split(",")
+        spec.place_namespaces(oci, {kind: path for kind, path in paths.items() if kind not in own})
         container = Container(
             container_id,
             f"{self._base}/{container_id}",

@@ -116,7 +116,9 @@ def resources_from_proto(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def place_namespaces(spec: dict[str, Any], paths: Mapping[str, str]) -> None:
     """Fit the namespaces to the guest: its network is the pod's, so a container gets none of its own; host
-    paths mean nothing here; `paths` (type -> guest path) are joined where the container wants the type."""
+    paths mean nothing here; `paths` (type -> guest path) are joined where the container wants the type. Processes
+    and cgroup are its own in any case: a host with cgroup v1 asks for no namespace of these, but the guest has v2, in
+    which programs look for their limits at the root."""
     kept = []
     for namespace in spec["linux"].get("namespaces", []):
         kind = namespace.get("type", "")
@@ -124,8 +126,9 @@ def place_namespaces(spec: dict[str, Any], paths: Mapping[str, str]) -> None:
         if kind in ("network", "time", ""):
             continue
         kept.append({"type": kind, "path": paths[kind]} if kind in paths else {"type": kind})
-    if not any(namespace["type"] == "pid" for namespace in kept):
-        kept.append({"type": "pid", **({"path": paths["pid"]} if "pid" in paths else {})})
+    for kind in ("pid", "cgroup"):
+        if not any(namespace["type"] == kind for namespace in kept):
+            kept.append({"type": kind, "path": paths[kind]} if kind in paths else {"type": kind})
     spec["linux"]["namespaces"] = kept
 
 

@@ -103,6 +103,7 @@ class Container:
                 devices=volumes.devices,
                 bundle=str(self.request.bundle),
                 kind=transforms.container_kind(spec),
+                own=transforms.own_namespaces(spec, self.id),
             )
             stack.callback(self.init.close_streams)
             ports = await self.init.attach(guest, self._limits, watch_stdin=True)

@@ -21,11 +21,12 @@ def guest_spec(
     devices: Sequence[Mapping[str, Any]],
     bundle: str,
     kind: str,
+    own: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The spec for the agent; `spec` stays as it is.
 
     `root`, `mounts` and `devices` are those in the guest (`volumes.Volumes`), `kind` kata's container type
-    (pod_sandbox, pod_container or single_container)."""
+    (pod_sandbox, pod_container or single_container), `own` its `own_namespaces`."""
     guest = copy.deepcopy({**spec, "mounts": list(mounts)})
     set_root(guest, root)
     if devices:
@@ -34,7 +35,7 @@ def guest_spec(
     limit_resources(guest)
     keep_guest_hooks(guest)
     clear_security_labels(guest)
-    annotate(guest, bundle, kind)
+    annotate(guest, bundle, kind, own)
     return guest
 
 
@@ -53,6 +54,15 @@ def set_namespaces(guest: dict[str, Any]) -> None:
 
 
 _KEPT_NAMESPACES = {"ipc", "uts", "mount", "user", "cgroup"}
+
+
+def own_namespaces(spec: Mapping[str, Any], container_id: str) -> list[str]:
+    """Which of the namespaces that a sandbox shares a container has for itself: those it asks for without a path,
+    unless it is the sandbox's first, whose namespaces are the sandbox's."""
+    group = oci.section(spec, "annotations").get(oci.GROUP, container_id)
+    if container_kind(spec) != oci.POD_CONTAINER and group == container_id:
+        return []
+    return [kind for kind in ("ipc", "uts") if oci.namespace_path(spec, kind) == ""]
 
 
 def shares_pidns(spec: Mapping[str, Any]) -> bool:
@@ -98,8 +108,8 @@ def clear_security_labels(guest: dict[str, Any]) -> None:
     oci.section(guest, "linux").pop("mountLabel", None)
 
 
-def annotate(guest: dict[str, Any], bundle: str, kind: str) -> None:
-    ours = {oci.KATA_CONTAINER_TYPE: kind, oci.KATA_BUNDLE_PATH: bundle}
+def annotate(guest: dict[str, Any], bundle: str, kind: str, own: Sequence[str]) -> None:
+    ours = {oci.KATA_CONTAINER_TYPE: kind, oci.KATA_BUNDLE_PATH: bundle, oci.OWN_NAMESPACES: ",".join(own)}
     guest["annotations"] = {**oci.section(guest, "annotations"), **ours}
 
 

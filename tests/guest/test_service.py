@@ -437,11 +437,12 @@ def test_the_bundle_holds_the_guests_view_of_the_spec(play: Play) -> None:
         spec = {**agent.spec(["sleep", "100"]), "Linux": {"Namespaces": [{"Type": "network", "Path": "/x"}]}}
         await agent.call("CreateContainer", container_id="c1", OCI=spec)
         container = agent.sandbox.container("c1")
-        assert container.spec["linux"] == {"namespaces": [{"type": "pid"}], "cgroupsPath": "/kata/c1"}
+        own = [{"type": "pid"}, {"type": "cgroup"}]
+        assert container.spec["linux"] == {"namespaces": own, "cgroupsPath": "/kata/c1"}
         other = {**spec, "Linux": {}}
         await agent.call("CreateContainer", container_id="c2", OCI=other, sandbox_pidns=True)
         joined = agent.sandbox.container("c2").spec["linux"]["namespaces"]
-        assert joined == [{"type": "pid", "path": f"/proc/{container.init.pid}/ns/pid"}]
+        assert joined == [{"type": "pid", "path": f"/proc/{container.init.pid}/ns/pid"}, {"type": "cgroup"}]
         for container_id in ("c1", "c2"):
             await agent.call("RemoveContainer", container_id=container_id)
 

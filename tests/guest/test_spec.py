@@ -151,7 +151,7 @@ def test_namespaces_are_those_of_the_guest(
 ) -> None:
     spec: dict[str, Any] = {"linux": {"namespaces": [{"type": kind, "path": "/host"} for kind in wanted]}}
     place_namespaces(spec, paths)
-    assert spec["linux"]["namespaces"] == kept
+    assert spec["linux"]["namespaces"] == [*kept, {"type": "cgroup"}]
 
 
 def test_an_exec_inherits_capabilities_only_when_it_names_none() -> None:
@@ -169,4 +169,5 @@ def test_runtime_rs_s_names_of_capabilities_and_namespaces_are_the_spec_s() -> N
     assert process["capabilities"] == {"bounding": ["CAP_KILL", "CAP_CHOWN"], "ambient": []}
     spec = spec_from_proto({"Linux": {"Namespaces": [{"Type": kind} for kind in ("mnt", "net", "uts")]}})
     place_namespaces(spec, {"uts": "/u"})
-    assert spec["linux"]["namespaces"] == [{"type": "mount"}, {"type": "uts", "path": "/u"}, {"type": "pid"}]
+    own = [{"type": "pid"}, {"type": "cgroup"}]
+    assert spec["linux"]["namespaces"] == [{"type": "mount"}, {"type": "uts", "path": "/u"}, *own]

@@ -76,6 +76,16 @@ def test_no_path_of_a_host_namespace_reaches_the_guest() -> None:
     assert not transforms.shares_pidns({"linux": {"namespaces": [{"type": "pid"}]}})
 
 
+def test_a_namespace_that_is_not_joined_is_the_container_s_own_but_for_the_sandbox_s_first() -> None:
+    new = {"linux": {"namespaces": [{"type": "ipc"}, {"type": "uts"}, {"type": "pid"}]}}
+    grouped = {**new, "annotations": {oci.GROUP: "g"}}
+    assert transforms.own_namespaces(new, "c1") == []
+    assert transforms.own_namespaces(grouped, "g") == []
+    assert transforms.own_namespaces(grouped, "c1") == ["ipc", "uts"]
+    assert transforms.own_namespaces(SPEC, "c1") == []
+    assert transforms.own_namespaces({**new, "annotations": {oci.CONTAINER_TYPE: "sandbox"}}, "p") == []
+
+
 def test_resources_that_speak_of_host_devices_are_dropped() -> None:
     assert guest()["linux"]["resources"] == {
         "memory": {"limit": 1 << 20},

@@ -1,0 +1,126 @@
+"""Pods from their start to their end, also a bad one: limits, logs, failures, and several at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration import process
+from integration.cri.crictl import OWN_PIDS, Crictl, Pod, until
+
+MIB = 1 << 20
+
+
+def limited(**resources: int) -> dict[str, Any]:
+    return {**OWN_PIDS, "resources": resources}
+
+
+@pytest.mark.short
+def test_a_container_over_its_memory_limit_is_oom_killed(pod: Pod, crictl: Crictl) -> None:
+    limits = limited(memory_limit_in_bytes=24 * MIB, memory_swap_limit_in_bytes=24 * MIB)
+    container = pod.run("dd", "if=/dev/zero", "of=/dev/null", "bs=64M", linux=limits)
+    status = crictl.ended(container)
+    assert (status["reason"], status["exitCode"]) == ("OOMKilled", 137)
+
+
+def test_a_log_file_is_whole(pod: Pod, crictl: Crictl) -> None:
+    wanted = "".join(f"{number}\n" for number in range(1, 600001))
+    container = pod.run("seq", "1", "600000")
+    assert crictl.ended(container)["exitCode"] == 0
+    until(
+        lambda: pod.log(container)[-1:] == [("stdout", "600000")], 30
+    )  # CRI tells of the exit a little earlier
+    lines = pod.log(container)
+    assert {stream for stream, _ in lines} == {"stdout"}
+    text = "".join(f"{line}\n" for _, line in lines)
+    assert hashlib.sha256(text.encode()).digest() == hashlib.sha256(wanted.encode()).digest()
+
+
+def test_stats_and_update_are_the_container_s(pod: Pod, crictl: Crictl) -> None:
+    container = pod.run("sh", "-c", "while :; do :; done", linux=limited(memory_limit_in_bytes=64 * MIB))
+    (stats,) = json.loads(crictl("stats", "-o", "json", "--id", container).ok().out)["stats"]
+    assert int(stats["cpu"]["usageCoreNanoSeconds"]["value"]) > 0
+    assert 0 < int(stats["memory"]["workingSetBytes"]["value"]) < 64 * MIB
+    crictl("update", "--memory", str(48 * MIB), container).ok()
+    limit = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || true"
+    assert crictl.sh(container, limit) == f"{48 * MIB}\n"
+
+
+@pytest.mark.short
+def test_a_running_pod_is_removed_with_all_that_is_in_it(crictl: Crictl) -> None:
+    pod = crictl.run_pod()
+    for _ in range(2):
+        pod.run("sh", "-c", "trap '' TERM; while :; do sleep 1; done")
+    crictl("rmp", "--force", pod.id).ok()
+    assert pod.id not in crictl.pods()
+
+
+def test_pods_side_by_side_are_strangers(crictl: Crictl) -> None:
+    def story(number: int) -> str:
+        pod = crictl.run_pod(hostname=f"pod-{number}")
+        container = pod.run("sleep", "100000")
+        crictl.sh(container, f"echo {number} >/dev/shm/number; echo {number} >/tmp/number")
+        said = crictl.sh(container, "hostname; cat /dev/shm/number /tmp/number")
+        pod.remove()
+        return said
+
+    with ThreadPoolExecutor(3) as threads:
+        told = list(threads.map(story, range(3)))
+    assert told == [f"pod-{number}\n{number}\n{number}\n" for number in range(3)]
+
+
+def test_a_pod_without_a_network_fails_and_the_next_one_works(crictl: Crictl) -> None:
+    daemon = crictl.daemon
+    daemon.set_network([daemon.bridge(subnets=["10.88.0.0/32"])])  # no address to be had
+    crictl.wait_ready()
+    try:
+        failed = crictl("runp", "--runtime", crictl.handler, str(crictl.pod_config()))
+    finally:
+        daemon.set_network([daemon.bridge()])
+    assert failed.code != 0 and "network" in failed.err
+    crictl.wait_ready()
+    works(crictl)
+
+
+def works(crictl: Crictl) -> None:
+    pod = crictl.run_pod()
+    container = pod.run("echo", "fine")
+    assert crictl.ended(container)["exitCode"] == 0
+    pod.remove()
+
+
+@pytest.mark.vm
+def test_a_pod_whose_vm_cannot_boot_says_why_and_leaves_nothing(crictl: Crictl) -> None:
+    crictl.daemon.set_for_shims('kernel = "/no/such/kernel"\ntemplate = "off"\n')
+    try:
+        failed = crictl("runp", "--runtime", crictl.handler, str(crictl.pod_config()))
+    finally:
+        crictl.daemon.set_for_shims("")
+    assert failed.code != 0 and "/no/such/kernel" in failed.err
+    works(crictl)
+
+
+@pytest.mark.vm
+def test_the_vm_has_the_pod_s_size_and_is_in_its_cgroup(crictl: Crictl) -> None:
+    crictl.daemon.set_for_shims('template = "off"\n')  # this size is nobody else's
+    parent = f"/{crictl.daemon.root.name}"
+    resources = {"memory_limit_in_bytes": 300 * MIB, "cpu_quota": 150000, "cpu_period": 100000}
+    try:
+        pod = crictl.run_pod(linux={**OWN_PIDS, "cgroup_parent": parent, "resources": resources})
+    finally:
+        crictl.daemon.set_for_shims("")
+    container = pod.run("sleep", "100000")
+    mib = int(crictl.sh(container, "grep MemTotal /proc/meminfo").split()[1]) >> 10
+    assert 600 < mib < 768  # 256 for guest and agent and 300, rounded up
+    assert crictl.sh(container, "nproc") == f"{min(2, os.cpu_count() or 1)}\n"
+    members = {item.role: item.pid for item in process.marked(str(crictl.daemon.root)).values()}
+    for role in ("shim", "qemu", "virtiofsd", "device"):
+        places = Path(f"/proc/{members[role]}/cgroup").read_text()
+        assert f"{parent}/{pod.id}\n" in places, f"{role} is at {places}"
+    pod.remove()
