@@ -119,7 +119,8 @@ def test_the_vm_has_the_pod_s_size_and_is_in_its_cgroup(crictl: Crictl) -> None:
     mib = int(crictl.sh(container, "grep MemTotal /proc/meminfo").split()[1]) >> 10
     assert 600 < mib < 768  # 256 for guest and agent and 300, rounded up
     assert crictl.sh(container, "nproc") == f"{min(2, os.cpu_count() or 1)}\n"
-    members = {item.role: item.pid for item in process.marked(str(crictl.daemon.root)).values()}
+    shims = {pid: item for pid, item in process.every().items() if f"-id {pod.id}" in item.command}
+    members = {item.role: item.pid for item in {**process.descendants(shims), **shims}.values()}
     for role in ("shim", "qemu", "virtiofsd", "device"):
         places = Path(f"/proc/{members[role]}/cgroup").read_text()
         assert f"{parent}/{pod.id}\n" in places, f"{role} is at {places}"
