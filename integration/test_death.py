@@ -57,8 +57,12 @@ def test_a_killed_part_of_the_vm_ends_the_task_at_once(ctr: Ctr, role: str) -> N
 @pytest.mark.vm
 def test_a_vm_killed_while_it_boots_fails_the_run(ctr: Ctr) -> None:
     container = ctr.new_id()
-    child = ctr.spawn(*ctr.run_args(container, "true", options=["--rm"]))
-    until("qemu runs", lambda: any(item.role == "qemu" for item in members(ctr, container).values()))
+    ctr.daemon.set_for_shims('template = "off"\n')  # one from a template is up before we could kill it
+    try:
+        child = ctr.spawn(*ctr.run_args(container, "true", options=["--rm"]))
+        until("qemu runs", lambda: any(item.role == "qemu" for item in members(ctr, container).values()))
+    finally:
+        ctr.daemon.set_for_shims("")
     time.sleep(0.5)
     for item in members(ctr, container).values():
         if item.role == "qemu":
