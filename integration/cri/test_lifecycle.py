@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from integration import process
+from integration.conftest import PAYLOAD
 from integration.cri.crictl import OWN_PIDS, Crictl, Pod, until
 
 MIB = 1 << 20
@@ -30,16 +32,20 @@ def test_a_container_over_its_memory_limit_is_oom_killed(pod: Pod, crictl: Crict
 
 
 def test_a_log_file_is_whole(pod: Pod, crictl: Crictl) -> None:
-    wanted = "".join(f"{number}\n" for number in range(1, 600001))
-    container = pod.run("seq", "1", "600000")
+    """64 MiB of lines."""
+    wanted = base64.encodebytes(PAYLOAD) * 6
+    container = pod.run("sh", "-c", "for i in 1 2 3 4 5 6; do base64 /payload; done")
     assert crictl.ended(container)["exitCode"] == 0
-    until(
-        lambda: pod.log(container)[-1:] == [("stdout", "600000")], 30
-    )  # CRI tells of the exit a little earlier
-    lines = pod.log(container)
-    assert {stream for stream, _ in lines} == {"stdout"}
-    text = "".join(f"{line}\n" for _, line in lines)
-    assert hashlib.sha256(text.encode()).digest() == hashlib.sha256(wanted.encode()).digest()
+    log = Path(crictl.status(container)["logPath"])
+
+    def lines() -> list[bytes]:
+        return log.read_bytes().splitlines(keepends=True)
+
+    # CRI tells of the exit a little earlier than it has written the last line.
+    until(lambda: len(lines()) >= wanted.count(b"\n"), 30)
+    assert {line.split(b" ", 3)[1] for line in lines()} == {b"stdout"}
+    text = b"".join(line.split(b" ", 3)[3] for line in lines())
+    assert len(text) > 64 * MIB and hashlib.sha256(text).digest() == hashlib.sha256(wanted).digest()
 
 
 def test_stats_and_update_are_the_container_s(pod: Pod, crictl: Crictl) -> None:
@@ -50,6 +56,11 @@ def test_stats_and_update_are_the_container_s(pod: Pod, crictl: Crictl) -> None:
     crictl("update", "--memory", str(48 * MIB), container).ok()
     limit = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || true"
     assert crictl.sh(container, limit) == f"{48 * MIB}\n"
+    (stats,) = json.loads(crictl("statsp", "-o", "json", "--id", pod.id).ok().out)["stats"]
+    whole = stats["linux"]
+    assert int(whole["cpu"]["usageCoreNanoSeconds"]["value"]) > 0
+    assert int(whole["memory"]["workingSetBytes"]["value"]) > 0
+    assert container in {item["attributes"]["id"] for item in whole["containers"]}
 
 
 @pytest.mark.short
@@ -70,9 +81,9 @@ def test_pods_side_by_side_are_strangers(crictl: Crictl) -> None:
         pod.remove()
         return said
 
-    with ThreadPoolExecutor(3) as threads:
-        told = list(threads.map(story, range(3)))
-    assert told == [f"pod-{number}\n{number}\n{number}\n" for number in range(3)]
+    with ThreadPoolExecutor(5) as threads:
+        told = list(threads.map(story, range(5)))
+    assert told == [f"pod-{number}\n{number}\n{number}\n" for number in range(5)]
 
 
 def test_a_pod_without_a_network_fails_and_the_next_one_works(crictl: Crictl) -> None:
@@ -96,13 +107,19 @@ def works(crictl: Crictl) -> None:
 
 
 @pytest.mark.vm
-def test_a_pod_whose_vm_cannot_boot_says_why_and_leaves_nothing(crictl: Crictl) -> None:
-    crictl.daemon.set_for_shims('kernel = "/no/such/kernel"\ntemplate = "off"\n')
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [('kernel = "/no/such/kernel"', "/no/such/kernel"), ("memory_mib = 80000000", "memory")],
+)
+def test_a_pod_whose_vm_cannot_start_says_why_and_leaves_nothing(
+    crictl: Crictl, setting: str, words: str
+) -> None:
+    crictl.daemon.set_for_shims(f'{setting}\ntemplate = "off"\n')
     try:
         failed = crictl("runp", "--runtime", crictl.handler, str(crictl.pod_config()))
     finally:
         crictl.daemon.set_for_shims("")
-    assert failed.code != 0 and "/no/such/kernel" in failed.err
+    assert failed.code != 0 and words in failed.err
     works(crictl)
 
 

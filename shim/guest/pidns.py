@@ -18,7 +18,7 @@ def hold() -> str:
     """The path of a new pid namespace, which lasts as long as this guest. Raises OSError."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     # unshare() is about the children of who calls it, and the agent's own are to stay where they are.
-    if os.fork() == 0:
+    if (child := os.fork()) == 0:
         with contextlib.suppress(BaseException):
             syscall.unshare(syscall.CLONE_NEWPID)
             holder = os.fork()
@@ -29,6 +29,7 @@ def hold() -> str:
     os.close(writer)
     with open(reader, "rb") as pipe:
         said = pipe.read()
+    os.waitpid(child, 0)
     if not said:
         raise errors.Internal("no pid namespace could be made for the sandbox")
     return f"/proc/{said.decode()}/ns/pid"

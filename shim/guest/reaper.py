@@ -15,8 +15,9 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 
-# Python ignores these; a program that is executed must not inherit that.
-_DEFAULTED = (signal.SIGPIPE, signal.SIGXFSZ)
+# Python ignores the first two, and whoever has started it may ignore the others; a program that is executed must not
+# inherit that.
+_DEFAULTED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 
 class Reaper:

@@ -53,4 +53,3 @@ def test_a_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syscall, "unshare", refuse)
     with pytest.raises(errors.Internal, match="pid namespace"):
         pidns.hold()
-    os.waitpid(-1, 0)
