@@ -62,12 +62,14 @@ def said(ctr: Ctr, box: str, command: str) -> str:
 
 
 def test_the_guest_has_the_interfaces_of_the_pod(ctr: Ctr, box: str, pod: Netns) -> None:
+    # The kernel tells of a carrier up to a second after it is there.
+    until("each link is up", lambda: said(ctr, box, "ip link").count("LOWER_UP") == 3)
     text = said(ctr, box, "ip addr; ip route; ip -6 route; ip neigh; cat /sys/class/net/*/address")
     for name in ("eth0", "net1"):
         (link,) = pod.ip("link", "show", "dev", name)
         assert link["address"] in text
-    assert "eth0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1400" in text
-    assert "net1: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500" in text
+    assert "eth0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1400" in text, text
+    assert "net1: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500" in text, text
     for expected in (
         *("inet 10.88.0.2/24 brd 10.88.0.255", "inet6 fd88::2/64", "inet 10.99.0.2/24"),
         *("default via 10.88.0.1 dev eth0", "10.77.0.0/16 via 10.99.0.1 dev net1"),
