@@ -66,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--guest", default=str(CHECKOUT / "build/guest"), help="folder of the guest image")
     group.addoption("--template", default="auto", choices=["auto", "off"], help="start VMs from a template")
     group.addoption("--settings", default="", help="TOML lines for the shim's configuration")
+    group.addoption("--execs", type=int, default=60, help="how many in a row for test_many.py")
     group.addoption("--debug-log", action="store_true", help="containerd and the shim log at debug level")
 
 

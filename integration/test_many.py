@@ -1,12 +1,13 @@
 """Many execs, one after another and at once, and what they may not leave behind on the host and in the guest.
 
-hack/bench/burst does it a thousand times.
+`--execs 1000` does it a thousand times (and -s shows the figures), hack/bench/burst with bursts of output.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from integration.exec import Exec, opened, read_all
 from integration.guest_run import GuestRunner
 from integration.sandbox import members
 
-IN_A_ROW, AT_ONCE = 60, 50
+AT_ONCE = 50
 # Allocators keep some for the next time; ten forgotten KiB of each exec would be more.
 MEMORY_KIB = 1024
 
@@ -73,8 +74,9 @@ def _field(text: str, name: str) -> str:
     return found[1]
 
 
-def turn(address: str, box: str, number: int) -> None:
-    """One exec with all three streams; it says and ends with what only it was told."""
+def turn(address: str, box: str, number: int) -> float:
+    """One exec with all three streams; it says and ends with what only it was told. The seconds it took."""
+    began = time.monotonic()
     script = f"read line; echo $line; echo {number} >&2; exit {number % 256}"
     run = Exec(address, box, "sh", "-c", script, streams=("stdin", "stdout", "stderr"))
     with opened(run.reader()) as stdout, opened(run.reader("stderr")) as stderr:
@@ -84,20 +86,24 @@ def turn(address: str, box: str, number: int) -> None:
         assert read_all(stdout) == b"line %d\n" % number
         assert read_all(stderr) == b"%d\n" % number
     assert run.finish() == number % 256
+    return time.monotonic() - began
 
 
 @pytest.mark.vm
-def test_many_execs_leave_nothing_behind(ctr: Ctr, box: str) -> None:
+def test_many_execs_leave_nothing_behind(ctr: Ctr, box: str, request: pytest.FixtureRequest) -> None:
+    in_a_row = request.config.getoption("--execs")
     address, holdings = ctr.daemon.shim_address(box), Holdings(ctr, box)
     # The agent remembers the exit codes of the last 32 execs, and everybody's first time costs memory.
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda number: turn(address, box, number), range(AT_ONCE)))
     counts, memory = holdings.settled()
-    for number in range(IN_A_ROW):
-        turn(address, box, number)
+    times = [turn(address, box, number) for number in range(in_a_row)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda number: turn(address, box, number), range(AT_ONCE)))
     counts_now, memory_now = holdings.settled()
+    first, last = (statistics.median(part) for part in (times[: in_a_row // 10], times[-in_a_row // 10 :]))
+    print(f"first tenth {first:.3f} s, last {last:.3f} s; before {counts} {memory}, after {memory_now}")
     assert counts_now == counts
     grown = {who: memory_now[who] - memory[who] for who in memory}
     assert all(kib < MEMORY_KIB for kib in grown.values()), grown
+    assert last < 2 * first, "and nothing becomes slower"

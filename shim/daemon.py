@@ -128,7 +128,7 @@ class Daemon:
         # The sandbox's own, once its first container is known.
         self._effective = config if isinstance(config, Config) else Config()
         self._done = asyncio.Event()
-        self._ending: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._publisher: Publisher | None = None
         self._sandbox = Sandbox(
             call.id, self._make_machine, self._record, self._publish, limits=_limits(config), log=log
@@ -163,14 +163,14 @@ class Daemon:
         address = os.environ.get("TTRPC_ADDRESS") or f"{self._call.address}.ttrpc"
         self._publisher = Publisher(address, self._call.namespace, self._log)
         given = RuntimeOptions(os.environ.get(VARIABLE, ""), os.environ.get(BODY_VARIABLE, ""))
-        service = TaskService(self._sandbox, on_shutdown=self._end, given=given)
+        service = TaskService(self._sandbox, on_shutdown=self.stop, given=given)
         services = [from_grpclib(service, name) for name in SERVICES]
         services.append(from_grpclib(IntrospectService(self._sandbox, lambda: self._effective)))
         if sandbox_api:
             from shim.controller.service import SandboxService
 
             files = Path(self._record.run_dir, "etc")
-            services.append(from_grpclib(SandboxService(self._sandbox, files, on_shutdown=self._end)))
+            services.append(from_grpclib(SandboxService(self._sandbox, files, on_shutdown=self.stop)))
         server = Server(services, self._log, same_user=True)
         await server.serve(self._listener)
         return server
@@ -183,37 +183,42 @@ class Daemon:
         """containerd asks for a container right after it has started us, or it has died."""
         if not self._sandbox.used:
             self._log.warning("nobody asks for a container")
-            self._stopping = asyncio.create_task(self._stop(), name="stop")
+            self._begin_stop()
 
-    async def _end(self) -> None:
-        """The sandbox is down: leave nothing behind and let `serve` return. Idempotent."""
-        if self._ending is None:
-            self._ending = asyncio.create_task(self._remove_traces(), name="end")
-        await asyncio.shield(self._ending)
+    async def stop(self) -> None:
+        """End the sandbox, leave nothing behind and let `serve` return. Idempotent, and whoever asks meanwhile
+        waits for the same end."""
+        await asyncio.shield(self._begin_stop())
+
+    def _begin_stop(self) -> asyncio.Task[None]:
+        if self._stopping is None:
+            # The socket goes first: a new container must not find a dying shim, however long the VM takes.
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
+            self._stopping = asyncio.create_task(self._stop(), name="stop")
+        return self._stopping
+
+    async def _stop(self) -> None:
+        try:
+            await self._sandbox.aclose()
+            await self._remove_traces()
+        finally:  # what could not be ended in order dies with us, and `delete` does the rest
+            asyncio.get_running_loop().call_later(_ANSWER_S, self._done.set)
 
     async def _remove_traces(self) -> None:
-        # The socket goes first: a new container must not find a dying shim. Once the run directory is gone
-        # its name may be another shim's, so it goes last.
-        with suppress(FileNotFoundError):
-            os.unlink(self._path)
         if self._publisher is not None:
             await self._publisher.aclose()
         for file in self._kept:
             file.close()
-        try:
+        try:  # last: once it is gone its name may be another shim's
             remove_run_dir(self._record.run_dir, time.monotonic() + _REMOVE_S)
         except OSError as error:
             self._log.error("the run directory stays behind", error=error)
         self._log.info("the shim ends")
-        asyncio.get_running_loop().call_later(_ANSWER_S, self._done.set)
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._log.info("stopping", signal=number.name)
-        self._stopping = asyncio.create_task(self._stop(), name="stop")
-
-    async def _stop(self) -> None:
-        await self._sandbox.aclose()
-        await self._end()
+        self._begin_stop()
 
     def _dump_stacks(self) -> None:
         """Where every task and thread stands, for whoever asks with SIGUSR1."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shim.bootstrap.stdin import StartInput
 
 LISTEN_FD = 3
-_DEADLINE_S = 20.0  # a previous shim of the same id may still be flushing events (5 s)
+_DEADLINE_S = 20.0  # a previous shim of the same id may still be ending its VM and telling its events
 _SIGPIPE, _SIGXFSZ = 13, 25  # what Python ignores and a child would inherit; `signal` costs 2 ms to import
 _PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, _SCOPE_PROCESS_GROUP = 62, 1, 2  # <linux/prctl.h>
 

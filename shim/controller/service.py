@@ -23,7 +23,7 @@ READY, NOT_READY = "SANDBOX_READY", "SANDBOX_NOTREADY"
 
 class SandboxService(v1.SandboxBase):
     """No state of its own. `files` is the directory for the pod's files, which is removed with the sandbox.
-    `on_shutdown` runs when the sandbox has been shut down, before that is answered."""
+    `on_shutdown` ends sandbox and shim, before ShutdownSandbox is answered."""
 
     def __init__(self, sandbox: Sandbox, files: Path, on_shutdown: Callable[[], Awaitable[None]]) -> None:
         self._sandbox, self._files, self._on_shutdown = sandbox, files, on_shutdown
@@ -93,7 +93,6 @@ class SandboxService(v1.SandboxBase):
         self, shutdown_sandbox_request: v1.ShutdownSandboxRequest
     ) -> v1.ShutdownSandboxResponse:
         self._check(shutdown_sandbox_request.sandbox_id)
-        await self._sandbox.aclose()
         await self._on_shutdown()
         return v1.ShutdownSandboxResponse()
 

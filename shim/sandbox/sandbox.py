@@ -103,10 +103,13 @@ class Sandbox:
             raise
 
     async def _create(self, container: Container) -> int:
+        async def booted(spec: Mapping[str, Any]) -> Guest:
+            guest = await self._booted(spec)
+            self._record.set_container(container.id, guest.pid)  # before there is anything of it
+            return guest
+
         try:
-            pid = await container.create(self._booted, self._reserved)
-            self._record.set_container(container.id, pid)
-            return pid
+            return await container.create(booted, self._reserved)
         except BaseException:
             self._forget(container)
             raise
@@ -117,6 +120,10 @@ class Sandbox:
         if self.containers.get(container.id) is container:
             del self.containers[container.id]
             self._creating.pop(container.id, None)
+            try:
+                self._record.forget_container(container.id)
+            except OSError as error:
+                self._log.warning("the record names a container that is gone", id=container.id, error=error)
 
     async def start(self, container_id: str, exec_id: str) -> int:
         container = self.container(container_id)
@@ -142,9 +149,7 @@ class Sandbox:
 
     async def _delete(self, container: Container) -> tuple[int, ExitStatus]:
         status = await container.delete()
-        if self.containers.get(container.id) is container:
-            del self.containers[container.id]
-            self._record.forget_container(container.id)
+        self._forget(container)
         return container.pid, status
 
     # -- a sandbox for itself (containerd's Sandbox API) -----------------------------------------------------
@@ -197,12 +202,12 @@ class Sandbox:
 
     # -- the end ---------------------------------------------------------------------------------------------
 
-    async def shutdown(self, *, now: bool = False) -> bool:
-        """End the VM if there are no containers and it is not reserved, or `now` in any case; False (and nothing
-        happens) else. Idempotent."""
+    def close(self, *, now: bool = False) -> bool:
+        """Whether it is to end: if there are no containers and it is not reserved, or `now` in any case. From then on
+        it takes no more; `aclose` ends it."""
         if not now and (self.containers or self._reserved is not None):
             return False
-        await self.aclose()
+        self._closed = True
         return True
 
     async def aclose(self) -> None:
@@ -259,7 +264,7 @@ class Sandbox:
                 guest = await machine.start(settings, self._running.set)
                 if restored.snapshot_at_fault:
                     restored.reject_snapshot(error)
-        except ShimError as error:
+        except (ShimError, OSError) as error:
             self._log.error("boot failed", error=error)
             self._end(UNKNOWN)
             raise

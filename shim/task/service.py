@@ -20,9 +20,9 @@ SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 
 
 class TaskService(v2.TaskBase):
-    """No state of its own. `on_shutdown` runs when the sandbox has been shut down, before that is
-    answered. `given` are the runtime options that the shim was started with; `unified` is whether the host's
-    cgroups are v2, which decides the form of Stats."""
+    """No state of its own. `on_shutdown` ends sandbox and shim, before Shutdown is answered. `given` are the runtime
+    options that the shim was started with; `unified` is whether the host's cgroups are v2, which decides the form
+    of Stats."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class TaskService(v2.TaskBase):
 
     async def shutdown(self, shutdown_request: v2.ShutdownRequest) -> Empty:
         # containerd >= 2.4 asks after every container; only the last one's ends us, or one that says `now`.
-        if await self._sandbox.shutdown(now=shutdown_request.now):
+        if self._sandbox.close(now=shutdown_request.now):
             await self._on_shutdown()
         return Empty()
 

@@ -97,6 +97,7 @@ class Stack:
         return self.agent
 
     async def _on_shutdown(self) -> None:
+        await self.sandbox.aclose()
         self.shut_down = True
 
     # -- what containerd does --------------------------------------------------------------------------------

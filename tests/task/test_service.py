@@ -14,7 +14,6 @@ from shim.agent.api import ProcessIds
 from shim.errors import (
     AlreadyExists,
     FailedPrecondition,
-    Internal,
     InvalidArgument,
     NotFound,
     ShimError,
@@ -366,51 +365,6 @@ def test_closing_stdin_is_legal_at_any_time_and_twice(tmp_path: object, given: S
 
 
 # -- failures of the VM --------------------------------------------------------------------------------------
-
-BOOT_STEPS: dict[str, Step] = {}
-
-
-def _boot_step(name: str) -> Callable[[Callable[[Stack, ShimError], None]], None]:
-    def add(break_: Callable[[Stack, ShimError], None]) -> None:
-        BOOT_STEPS[name] = lambda shim: _async(break_, shim)  # type: ignore[assignment]
-
-    return add
-
-
-async def _async(break_: Callable[[Stack, ShimError], None], shim: Stack) -> None:
-    break_(shim, Internal("broken on purpose"))
-
-
-_boot_step("share")(lambda s, e: s.share.fail.update(start=e))
-_boot_step("device")(lambda s, e: setattr(s.device_process, "fail", e))
-_boot_step("hypervisor")(lambda s, e: s.hypervisor.fail.update(start=e))
-_boot_step("add_device")(lambda s, e: s.hypervisor.fail.update(add_device=e))
-_boot_step("resume")(lambda s, e: s.hypervisor.fail.update(resume=e))
-for _call in ("connect", "check", "set_guest_date_time", "reseed_random", "create_sandbox"):
-    _boot_step(_call)(lambda s, e, call=_call: s.agent.fail.update({call: e}))  # type: ignore[misc]
-
-
-@pytest.mark.parametrize("step", BOOT_STEPS)
-def test_a_boot_that_fails_at_any_step_undoes_the_earlier_ones(tmp_path: object, step: str) -> None:
-    @with_stack
-    async def run(shim: Stack) -> None:
-        await BOOT_STEPS[step](shim)
-        with pytest.raises(Internal, match="sandbox boot: broken on purpose"):
-            await shim.create()
-        assert shim.share.calls[-1] == "aclose"
-        assert shim.device_process.calls[-1] == "aclose"
-        if "start" in shim.hypervisor.calls and step != "hypervisor":
-            assert shim.hypervisor.calls[-1] == "stop"
-        with pytest.raises(NotFound):
-            await shim.state()
-        with pytest.raises(ShimError):  # a second container fails fast
-            await shim.create("c2")
-        await shim.shutdown()
-        assert shim.shut_down
-        assert shim.told() == []
-
-    run(tmp_path)  # type: ignore[arg-type]
-
 
 DEATHS: dict[str, Callable[[Stack], None]] = {
     "VM": lambda shim: shim.hypervisor.die(),
