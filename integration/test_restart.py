@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+from pathlib import Path
 
 import pytest
 
+from integration import process
 from integration.ctr import Ctr
 from integration.sandbox import members, wait_gone
 from integration.test_task import until
@@ -48,3 +52,40 @@ def test_a_shim_killed_meanwhile_is_cleaned_up_at_the_restart(ctr: Ctr) -> None:
     ctr.daemon.start()
     wait_gone(everyone.values(), timeout=10)
     until("the task is gone", lambda: container not in ctr.tasks())
+
+
+@pytest.mark.vm
+def test_what_nobody_cleans_up_is_found_and_removed(ctr: Ctr, tmp_path: Path) -> None:
+    """A shim is killed while containerd is away; its logger does not end."""
+    program = tmp_path / "logger"
+    program.write_text(f"#!/bin/sh\n# of {ctr.daemon.root}\nexec 5>&-\nexec sleep 1000\n")
+    program.chmod(0o755)
+
+    def gc(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(ctr.daemon.shims / "kata-py"), "gc", "-n", ctr.daemon.namespace, *words]
+        return subprocess.run(command, env=ctr.daemon.env, capture_output=True, text=True, check=False)
+
+    container = ctr.detached("sleep", "1000", options=["--log-uri", f"binary://{program}"])
+    everyone = members(ctr, container)
+    (shim,) = [item for item in everyone.values() if item.role == "shim"]
+    (logger,) = [item for item in everyone.values() if "sleep 1000" in item.command]
+    assert (gc().returncode, gc("--remove").returncode) == (0, 0), "it is in use"
+    ctr.daemon.stop()
+    assert (gc().returncode, gc("--remove").returncode) == (0, 0), "and still is"
+    os.kill(shim.pid, signal.SIGKILL)
+    wait_gone([item for item in everyone.values() if item is not logger], timeout=10)
+    listed = gc("--json")
+    assert listed.returncode == 1, listed.stderr
+    (found,) = json.loads(listed.stdout)
+    assert found["of"] == f"{ctr.daemon.namespace}/{container}"
+    things = {item["what"]: item["which"] for item in found["left"]}
+    assert things.keys() == {"process", "cgroup", "socket", "directory"}
+    assert things["process"] == f"{logger.pid} logger" and process.alive([logger])
+    removed = gc("--remove")
+    assert removed.returncode == 0, removed.stderr
+    assert not process.alive([logger])
+    assert not any(os.path.lexists(things[what]) for what in ("cgroup", "socket", "directory"))
+    ctr.daemon.start()
+    until("the task is gone", lambda: container not in ctr.tasks())
+    ctr("container", "rm", container).ok()
+    assert ctr.run("echo", "again", container=container).ok().text == "again\n"

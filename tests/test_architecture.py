@@ -51,8 +51,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.controller": BASE
     | {"shim.sandbox", "shim.agent.api", "shim.task.convert", "shim.task.metrics", "shim.pb", "shim.oci"},
     "shim.cli": BASE
-    | {"shim.bootstrap.info", "shim.config", "shim.introspect", "shim.logfile", "shim.pb.kata_py"}
-    | {"shim.children", "shim.record"}
+    | {f"shim.bootstrap.{name}" for name in ("address", "delete", "info")}
+    | {"shim.children", "shim.config", "shim.introspect", "shim.logfile", "shim.pb.kata_py", "shim.record"}
+    | {"shim.template.store"}
     | {"shim.vsock.api", "shim.vsock.client"},
     "shim.introspect": BASE | {"shim.bootstrap.info", "shim.config", "shim.pb", "shim.sandbox", "shim.ttrpc"},
     "shim.guest": BASE | {"shim.ttrpc", "shim.wire", "shim.oci"},

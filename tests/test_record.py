@@ -12,7 +12,7 @@ import pytest
 
 from shim import record
 from shim.errors import DataLoss, DeadlineExceeded, InvalidArgument, NotFound
-from shim.record import LOGGER, Process, Record, lock, place, sandbox_dir, teardown
+from shim.record import LOGGER, Process, Record, left, lock, place, sandbox_dir, teardown
 from shim.record.removal import mounts_below, remove_tree, unmount
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -114,21 +114,16 @@ def test_every_change_is_on_disk_at_once(run: Path, spawn: Spawn) -> None:
     written = Record.create("default", "c1", "unix:///run/s/abc")
     child = spawn()
     written.add_process("hypervisor", child.pid)
-    written.add_mount("/m/1")
-    written.add_mount("/m/2")
-    written.add_mount("/m/1")
-    written.add_socket("/s/1")
-    written.add_path("/p/1")
-    written.add_path("/p/2")
-    written.forget("/p/1")
+    for path in ("/g/1", "/g/2", "/g/1"):
+        written.add_cgroup(path)
+    written.forget_cgroup("/g/2")
     written.set_container("c1", 77)
     written.set_container("c2", 78)
     written.forget_container("c2")
     read = Record.load(f"{run}/default/c1")
     assert (read.namespace, read.sandbox_id, read.address) == ("default", "c1", "unix:///run/s/abc")
     assert [(p.role, p.pid, p.alive()) for p in read.processes] == [("hypervisor", child.pid, True)]
-    assert read.mounts == ["/m/1", "/m/2"]
-    assert read.sockets == ["/run/s/abc", "/s/1"] and read.paths == ["/p/2"]
+    assert (read.cgroups, read.socket) == (["/g/1"], "/run/s/abc")
     assert read.containers == {"c1": 77}
     written.forget_process(child.pid)
     assert Record.load(f"{run}/default/c1").processes == []
@@ -147,9 +142,8 @@ def test_a_process_that_is_not_there_cannot_be_recorded(spawn: Spawn) -> None:
 @pytest.mark.parametrize("path", ["relative", "", "/a/../b"])
 def test_a_path_that_could_mean_another_place_is_refused(path: str) -> None:
     written = Record.create("default", "c1", "")
-    for add in (written.add_mount, written.add_socket, written.add_path):
-        with pytest.raises(InvalidArgument):
-            add(path)
+    with pytest.raises(InvalidArgument):
+        written.add_cgroup(path)
 
 
 def test_no_record_is_not_found() -> None:
@@ -160,7 +154,7 @@ def test_no_record_is_not_found() -> None:
 def full_record() -> bytes:
     written = Record.create("default", "c1", "unix:///run/s/abc")
     written.add_process("daemon", os.getpid())
-    written.add_mount("/m")
+    written.add_cgroup("/m")
     written.set_container("c1", 77)
     return Path(written.run_dir, "record.json").read_bytes()
 
@@ -188,6 +182,7 @@ def test_a_torn_record_is_data_loss_wherever_it_is_torn(run: Path) -> None:
         (b'"/m"', b"null"),
         (b'"c1": 77', b'"c1": null'),
         (b'"unix:///run/s/abc"', b"[]"),
+        (b'"unix:///run/s/abc"', b'"unix://run/s/abc"'),
         (b"{", b"["),
         (b"default", b"\xff"),
     ],
@@ -243,16 +238,22 @@ def test_teardown_removes_all_that_is_recorded_and_can_be_done_twice(
     children = [spawn(), spawn()]
     for child in children:
         written.add_process("vmm", child.pid)
-    tree, file = tmp_path / "tree", tmp_path / "file"
-    tree.joinpath("a/b").mkdir(parents=True)
-    file.write_text("x")
-    for path in (tree, file, tmp_path / "never made"):
-        written.add_path(str(path))
+    cgroup = tmp_path / "cgroup"
+    cgroup.mkdir()
+    for path in (cgroup, tmp_path / "never made"):
+        written.add_cgroup(str(path))
     run.joinpath("default/c1/share/c1").mkdir(parents=True)
+    assert left(written) == [
+        *(("process", f"{child.pid} vmm") for child in children),
+        ("cgroup", str(cgroup)),
+        ("socket", f"{tmp_path}/sock"),
+        ("directory", written.run_dir),
+    ]
     assert teardown(Record.load(written.run_dir), soon()) == []
     assert [child.wait(5) for child in children] == [-9, -9]
-    assert not any(path.exists() for path in (tree, file, tmp_path / "sock", run))
+    assert not any(path.exists() for path in (cgroup, tmp_path / "sock", run))
     assert teardown(written, soon()) == []
+    assert left(written) == [("directory", written.run_dir)]
 
 
 def test_a_logger_may_read_its_input_to_the_end_but_not_for_ever(
@@ -294,10 +295,11 @@ def test_teardown_spares_the_process_that_runs_it() -> None:
 
 def test_what_cannot_be_removed_is_told_and_the_record_stays(tmp_path: Path) -> None:
     written = Record.create("default", "c1", "")
-    written.add_path("/proc/self/stat")
+    tmp_path.joinpath("no cgroup").touch()
+    written.add_cgroup(str(tmp_path))
     problems = teardown(written, soon())
-    assert len(problems) == 1 and problems[0].startswith("remove /proc/self/stat: ")
-    assert Record.load(written.run_dir).paths == ["/proc/self/stat"]
+    assert problems == [f"remove cgroup {tmp_path}: Directory not empty"]
+    assert Record.load(written.run_dir).cgroups == [str(tmp_path)]
 
 
 def test_only_a_socket_is_removed_as_a_socket(tmp_path: Path) -> None:
@@ -328,12 +330,9 @@ def test_mounts_go_before_files_and_what_is_behind_them_stays(source: Path, run:
     written = Record.create("default", "c1", "")
     bind(source, run / "default/c1/share/with space")
     bind(source, run / "default/c1/share/with space")
-    elsewhere = run.parent / "elsewhere"
-    written.add_mount(str(elsewhere))
-    bind(source, elsewhere)
     assert teardown(written, soon()) == []
     assert source.joinpath("precious").read_text() == "x"
-    assert mounts_below(str(run.parent)) == [] and elsewhere.is_dir() and not run.exists()
+    assert mounts_below(str(run.parent)) == [] and not run.exists()
 
 
 @needs_root

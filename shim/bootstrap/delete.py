@@ -55,25 +55,28 @@ def delete(call: Call) -> tuple[bytes, list[str]]:
 
 def _clean(call: Call, bundle: str, group: Group, run_dir: str, deadline: float) -> list[str]:
     """With the lock held: remove what a dead daemon left of the container or of its whole sandbox."""
-    record = _load(run_dir, [])
-    known = (record.address if record else "") or address.load(run_dir) or address.load(bundle)
+    known = address.load(run_dir) or address.load(bundle)
     known = known or address.SCHEME + address.socket_path(call.address, call.namespace, group.id)
-    socket = known.removeprefix(address.SCHEME)
-    daemon = record.daemon() if record else None
-    if address.answers(socket):
-        return []
-    # A shim that shuts down in order removes its socket first and all the rest itself. One that left the socket
-    # has crashed, perhaps so lately that the kernel is not done with it.
-    crashed = os.path.exists(socket)
-    if daemon and not daemon.wait_gone(min(deadline, time.monotonic() + _DYING_S) if crashed else 0):
+    record = Record.salvage(run_dir, known)
+    if lives(record, deadline):
         return []
     problems = _unmount_rootfs(bundle)
     if group.id == call.id or group.named:
-        record = record or Record(run_dir, call.namespace, group.id, known)
-        if socket not in record.sockets:
-            record.sockets.append(socket)
         problems += teardown(record, deadline)
     return problems
+
+
+def lives(record: Record, deadline: float) -> bool:
+    """Whether a sandbox has a shim that serves it, or that ends it: what there is of it is then none of ours. With
+    the lock held, so that it is not just being started."""
+    if record.socket and address.answers(record.socket):
+        return True
+    # A shim that shuts down in order removes its socket first and all the rest itself. One that left the socket
+    # has crashed, perhaps so lately that the kernel is not done with it.
+    crashed = os.path.exists(record.socket)
+    daemon = record.daemon()
+    patience = min(deadline, time.monotonic() + _DYING_S) if crashed else 0
+    return daemon is not None and not daemon.wait_gone(patience)
 
 
 def _working_directory() -> str:

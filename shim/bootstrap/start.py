@@ -13,7 +13,7 @@ import time
 
 from shim.bootstrap import address, stdin
 from shim.bootstrap.group import group_of
-from shim.errors import AlreadyExists, FailedPrecondition, Internal, ShimError, Unavailable
+from shim.errors import AlreadyExists, FailedPrecondition, Internal, Unavailable
 from shim.record import Record, lock, remove_run_dir, sandbox_dir, teardown
 from shim.record.removal import remove_socket
 
@@ -95,11 +95,7 @@ def _hold(run_dir: str, path: str) -> _Held:
 
 def _clear(run_dir: str, known: str, deadline: float) -> None:
     """Remove the leftovers of a shim that does not answer any more, once its process is gone."""
-    try:
-        record = Record.load(run_dir)
-    except ShimError:  # it died before it wrote one, or could not finish it: what we know is the socket
-        record = Record(run_dir, "", "", known)
-        record.sockets.append(known.removeprefix(address.SCHEME))
+    record = Record.salvage(run_dir, known)
     daemon = record.daemon()
     if daemon and not daemon.wait_gone(deadline):
         raise Unavailable(f"the previous shim of {run_dir} (pid {daemon.pid}) is still shutting down")

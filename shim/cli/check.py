@@ -15,6 +15,7 @@ from shim import vm
 from shim.bootstrap.info import NAME
 from shim.children import find_program
 from shim.cli import host
+from shim.cli.gc import leftovers
 from shim.cli.host import Containerd
 from shim.cli.table import WIDTH, as_json, echo_json
 from shim.config.model import Config
@@ -78,6 +79,7 @@ def check(config: Config, daemon: Containerd) -> Iterator[Finding]:
     yield _containerd(daemon)
     yield _shim(daemon)
     yield _runtime(daemon)
+    yield _leftovers(config)
 
 
 def _accelerator(config: Config) -> Finding:
@@ -217,3 +219,13 @@ def _runtime(daemon: Containerd) -> Finding:
         "none in containerd's configuration: ctr works, Kubernetes does not",
         "kata-py config containerd >>/etc/containerd/config.toml; systemctl restart containerd",
     )
+
+
+def _leftovers(config: Config) -> Finding:
+    try:
+        found = leftovers(config)
+    except ShimError as error:
+        return Finding("leftovers", "note", f"cannot be looked for: {error}")
+    if not found:
+        return Finding("leftovers", "ok", "none of dead shims")
+    return Finding("leftovers", "note", ", ".join(item.owner for item in found), "kata-py gc --remove")

@@ -10,7 +10,7 @@ import click
 from shim.bootstrap.info import VERSION
 from shim.errors import ShimError
 
-_COMMANDS = ("check", "config", "env", "exec", "logs", "metrics", "ps", "template")
+_COMMANDS = ("check", "config", "env", "exec", "gc", "logs", "metrics", "ps", "template")
 
 
 class Commands(click.Group):

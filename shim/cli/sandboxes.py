@@ -7,9 +7,10 @@ asked with a time limit, all at once, and what it has not answered is missing fr
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import click
 import psutil
@@ -59,20 +60,32 @@ class Sandbox:
         return sum(member.memory for member in self.members)
 
 
+def run_dirs() -> list[str]:
+    """The directory of every sandbox of which there is something. PermissionDenied for anybody but root."""
+    found = []
+    try:
+        for namespace in os.listdir(place.RUN_DIR):
+            with suppress(FileNotFoundError):  # its last sandbox has just gone
+                above = f"{place.RUN_DIR}/{namespace}"
+                found += [f"{above}/{sandbox_id}" for sandbox_id in os.listdir(above)]
+    except FileNotFoundError:
+        return []
+    except PermissionError as error:
+        raise PermissionDenied(f"{error.filename}: only root may look at sandboxes") from error
+    return sorted(found)
+
+
 def records() -> list[Record]:
     """Every sandbox there is, by namespace and id. One that `start` is only just making has no record yet; of one
     whose record makes no sense (another version's, say) only its directory is known."""
     found = []
-    try:
-        for run_dir in Path(place.RUN_DIR).glob("*/*/"):
-            try:
-                found.append(Record.load(str(run_dir)))
-            except NotFound:
-                continue
-            except DataLoss:
-                found.append(Record(str(run_dir), run_dir.parent.name, run_dir.name, ""))
-    except PermissionError as error:
-        raise PermissionDenied(f"{error.filename}: only root may look at sandboxes") from error
+    for run_dir in run_dirs():
+        try:
+            found.append(Record.load(run_dir))
+        except NotFound:
+            continue
+        except DataLoss:
+            found.append(Record.salvage(run_dir, ""))
     return sorted(found, key=lambda record: (record.namespace, record.sandbox_id))
 
 

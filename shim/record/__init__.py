@@ -7,7 +7,7 @@
 
 The daemon adds an entry before it creates the thing (a process: as soon as it has a pid) and every change
 replaces the file atomically. `teardown` then works from the file alone, in the `delete` subcommand, in the
-next `start` of the same sandbox, or by hand. A process is known by pid and start time, so a pid that was
+next `start` of the same sandbox, or in `kata-py gc`. A process is known by pid and start time, so a pid that was
 given to somebody else meanwhile is never signalled.
 
 Standard library only and light: `start` imports it.
@@ -17,13 +17,14 @@ from shim.record.place import lock, sandbox_dir, write_file
 from shim.record.process import LOGGER, Process
 from shim.record.record import Record
 from shim.record.redirection import Redirection
-from shim.record.teardown import remove_run_dir, teardown
+from shim.record.teardown import left, remove_run_dir, teardown
 
 __all__ = [
     "LOGGER",
     "Process",
     "Record",
     "Redirection",
+    "left",
     "lock",
     "remove_run_dir",
     "sandbox_dir",

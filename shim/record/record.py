@@ -21,22 +21,16 @@ class Record:
     def __init__(self, run_dir: str, namespace: str, sandbox_id: str, address: str) -> None:
         self.run_dir, self.namespace, self.sandbox_id, self.address = run_dir, namespace, sandbox_id, address
         self.processes: list[Process] = []
-        self.mounts: list[str] = []
-        self.sockets: list[str] = []
-        self.paths: list[str] = []
         self.cgroups: list[str] = []
         self.redirections: list[Redirection] = []
         self.containers: dict[str, int] = {}
 
     @classmethod
     def create(cls, namespace: str, sandbox_id: str, address: str) -> Record:
-        """A new record on disk, in place of any other. `address` is the shim's, `unix://<path>`; the socket
-        is among what `teardown` removes."""
+        """A new record on disk, in place of any other. `address` is the shim's, `unix://<path>`."""
         run_dir = sandbox_dir(namespace, sandbox_id)
         make_run_dir(run_dir)
         record = cls(run_dir, namespace, sandbox_id, address)
-        if address:
-            record.sockets.append(address.removeprefix("unix://"))
         record.save()
         return record
 
@@ -50,14 +44,13 @@ class Record:
             with open(path, "rb") as file:
                 data = json.load(file)
             record = cls(run_dir, *(_text(data[key]) for key in ("namespace", "sandbox_id", "address")))
+            if record.address:
+                _absolute(record.socket)
             for item in data["processes"]:
                 process = Process(_text(item["role"]), _pid(item["pid"]), _number(item["start_time"]))
                 record.processes.append(process)
-            record.mounts = [_absolute(item) for item in data["mounts"]]
-            record.sockets = [_absolute(item) for item in data["sockets"]]
-            record.paths = [_absolute(item) for item in data["paths"]]
-            record.cgroups = [_absolute(item) for item in data.get("cgroups", ())]  # as with the next
-            for item in data.get("redirections", ()):  # a record of before there were any
+            record.cgroups = [_absolute(item) for item in data["cgroups"]]
+            for item in data["redirections"]:
                 links = [_text(link) for link in item["links"]]
                 redirection = Redirection(_absolute(item["netns"]), _text(item["identity"]), links)
                 record.redirections.append(redirection)
@@ -68,6 +61,23 @@ class Record:
             raise DataLoss(f"{path}: not a record: {error!r}") from error
         return record
 
+    @classmethod
+    def salvage(cls, run_dir: str, address: str) -> Record:
+        """The record in `run_dir`, or without a sound one what is known all the same: where it would be, and the
+        shim's `address` ("" for none)."""
+        try:
+            record = cls.load(run_dir)
+        except (NotFound, DataLoss):
+            _, namespace, sandbox_id = run_dir.rsplit("/", 2)
+            return cls(run_dir, namespace, sandbox_id, address)
+        record.address = record.address or address
+        return record
+
+    @property
+    def socket(self) -> str:
+        """The path at which the shim listens; "" if it is not known."""
+        return self.address.removeprefix("unix://")
+
     def save(self) -> None:
         """Replace the file. Not synced: it lies in a tmpfs and matters only until the next boot."""
         import json
@@ -77,9 +87,6 @@ class Record:
             "sandbox_id": self.sandbox_id,
             "address": self.address,
             "processes": [{"role": p.role, "pid": p.pid, "start_time": p.start_time} for p in self.processes],
-            "mounts": self.mounts,
-            "sockets": self.sockets,
-            "paths": self.paths,
             "cgroups": self.cgroups,
             "redirections": [
                 {"netns": r.netns, "identity": r.identity, "links": r.links} for r in self.redirections
@@ -97,21 +104,15 @@ class Record:
         self.processes = [process for process in self.processes if process.pid != pid]
         self.save()
 
-    def add_mount(self, path: str) -> None:
-        """A mount point, absolute; unmounted in reverse order."""
-        self._add(self.mounts, path)
-
-    def add_socket(self, path: str) -> None:
-        """A Unix socket outside of the runtime directory, absolute."""
-        self._add(self.sockets, path)
-
-    def add_path(self, path: str) -> None:
-        """A file or tree outside of the runtime directory, absolute, that is ours to delete."""
-        self._add(self.paths, path)
-
     def add_cgroup(self, path: str) -> None:
         """A cgroup's directory, absolute; removed when no process is in it."""
-        self._add(self.cgroups, path)
+        if _absolute(path) not in self.cgroups:
+            self.cgroups.append(path)
+            self.save()
+
+    def forget_cgroup(self, path: str) -> None:
+        self.cgroups.remove(path)
+        self.save()
 
     def add_redirection(self, netns: str, links: Sequence[str]) -> Redirection:
         """Packets that come in at `links` of a network namespace are going to be redirected. OSError if there is no
@@ -122,13 +123,6 @@ class Record:
 
     def forget_redirection(self, redirection: Redirection) -> None:
         self.redirections.remove(redirection)
-        self.save()
-
-    def forget(self, path: str) -> None:
-        """The mount, socket, path or cgroup is gone. Nothing happens if it is not known."""
-        for entries in (self.mounts, self.sockets, self.paths, self.cgroups):
-            if path in entries:
-                entries.remove(path)
         self.save()
 
     def set_container(self, container_id: str, pid: int) -> None:
@@ -142,11 +136,6 @@ class Record:
 
     def daemon(self) -> Process | None:
         return next((process for process in self.processes if process.role == "daemon"), None)
-
-    def _add(self, entries: list[str], path: str) -> None:
-        if _absolute(path) not in entries:
-            entries.append(path)
-            self.save()
 
 
 def _text(value: object) -> str:

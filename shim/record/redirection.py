@@ -27,6 +27,13 @@ class Redirection:
         """OSError if there is no such namespace."""
         return cls(netns, _identity(os.stat(netns)), links)
 
+    def exists(self) -> bool:
+        """Whether the namespace does."""
+        try:
+            return _identity(os.stat(self.netns)) == self.identity
+        except OSError:
+            return False
+
     def undo(self) -> None:
         """Take the qdiscs away, as far as namespace and interfaces still exist. Raises OSError. Idempotent."""
         try:

@@ -50,15 +50,24 @@ def teardown(record: Record, deadline: float) -> list[str]:
         attempt("remove cgroup", path, lambda path=path: cgroup.remove(path, deadline))  # type: ignore[misc]
     for redirection in record.redirections:
         attempt("restore the network of", redirection.netns, redirection.undo)
-    for path in [*reversed(record.mounts), *mounts_below(record.run_dir)]:
+    for path in mounts_below(record.run_dir):
         attempt("unmount", path, lambda path=path: unmount(path))  # type: ignore[misc]
-    for path in record.sockets:
-        attempt("remove socket", path, lambda path=path: remove_socket(path))  # type: ignore[misc]
-    for path in record.paths:
-        attempt("remove", path, lambda path=path: remove_tree(path, deadline))  # type: ignore[misc]
+    if record.socket:
+        attempt("remove socket", record.socket, lambda: remove_socket(record.socket))
     if not problems:
         attempt("remove", record.run_dir, lambda: remove_run_dir(record.run_dir, deadline))
     return problems
+
+
+def left(record: Record) -> list[tuple[str, str]]:
+    """What `teardown` would find to remove: of what kind, and which."""
+    alive = [process for process in record.processes if process.pid != os.getpid() and process.alive()]
+    found = [("process", f"{process.pid} {process.role}") for process in alive]
+    found += [("mount", path) for path in mounts_below(record.run_dir)]
+    found += [("network", f"{', '.join(r.links)} in {r.netns}") for r in record.redirections if r.exists()]
+    for kind, paths in (("cgroup", record.cgroups), ("socket", [record.socket])):
+        found += [(kind, path) for path in paths if os.path.lexists(path)]
+    return [*found, ("directory", record.run_dir)]
 
 
 def remove_run_dir(run_dir: str, deadline: float) -> None:

@@ -40,7 +40,7 @@ class Accounting:
         deadline = time.monotonic() + _REMOVE_S
         for path in self._record.cgroups.copy():
             cgroup.remove(path, deadline)
-            self._record.forget(path)
+            self._record.forget_cgroup(path)
         for path in reversed(self._made):
             try:
                 cgroup.remove(path, 0)

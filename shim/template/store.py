@@ -168,7 +168,7 @@ class Store:
     def prune(self, keep: str) -> list[str]:
         """Remove what a crash has left, templates that are broken or that no VM can have any more since a file
         has changed, and those used longest ago beyond the limit, but not `keep`. The keys. Under the lock."""
-        for path in self._dir.glob(".*-*"):
+        for path in self._half_made():
             _delete(path)
         for path in self._dir.glob("*.rejected"):
             if self.rejected(path.stem) is None:
@@ -186,6 +186,22 @@ class Store:
         for key in gone:
             self.remove(key)
         return gone
+
+    def left(self, *, remove: bool = False) -> list[Path]:
+        """What a crash has left half made or half removed; none of it while somebody creates a template."""
+        if not self._dir.is_dir():
+            return []
+        try:
+            with self.lock(wait=False):
+                found = self._half_made()
+                for path in found if remove else ():
+                    _delete(path)
+                return found
+        except Unavailable:
+            return []
+
+    def _half_made(self) -> list[Path]:
+        return sorted(self._dir.glob(".*-*"))
 
     def _entries(self) -> list[Path]:
         if not self._dir.is_dir():

@@ -174,8 +174,8 @@ def test_what_a_crashed_shim_left_is_removed_before_the_next_one(shim: Shim) -> 
     shim.state("c1")
     record = Record.load(f"{shim.run}/ns/c1")
     leftover = shim.tmp / "leftover"
-    leftover.touch()
-    record.add_path(str(leftover))
+    leftover.mkdir()
+    record.add_cgroup(str(leftover))
     shim.kill()
     shim.started(bundle)
     assert not leftover.exists()

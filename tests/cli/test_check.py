@@ -57,6 +57,7 @@ def test_on_a_good_host_nothing_is_bad(config: Config, tmp_path: Path) -> None:
     assert all_of_it["QEMU"].text == f"8.1.0 ({tmp_path}/qemu)"
     assert all_of_it["kernel, image"].state == "ok" and all_of_it["shim"].text == str(tmp_path / host.SHIM)
     assert all_of_it["CRI runtime"].text.startswith("vm in ")
+    assert all_of_it["leftovers"].state == "ok"
     assert all_of_it["template"].state == "note" and all_of_it["template"].mend == "kata-py template create"
 
 

@@ -12,7 +12,7 @@ from .test_template import PROGRAM
 
 def test_help_lists_every_command(tool: Tool) -> None:
     done = tool("--help")
-    for name in ("check", "config", "env", "exec", "logs", "metrics", "ps", "template"):
+    for name in ("check", "config", "env", "exec", "gc", "logs", "metrics", "ps", "template"):
         assert f"\n  {name} " in done.out
         assert tool(name, "--help").code == 0
     assert done.code == 0 and tool("--version").out.strip().endswith(VERSION)
