@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import faulthandler
 import os
 import signal
@@ -99,7 +100,9 @@ def isolate_mounts() -> int:
     host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None):
-        raise Internal(f"mount namespace: {os.strerror(ctypes.get_errno())}")
+        number = ctypes.get_errno()
+        why = "containerd's / is not a mount point" if number == errno.EINVAL else os.strerror(number)  # a chroot
+        raise Internal(f"mount namespace: {why}")
     return host
 
 
