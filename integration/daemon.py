@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from integration import process
@@ -142,6 +142,17 @@ class Containerd:
             text = (self.bundles / container / "address").read_text()
         assert text.startswith("unix://"), text
         return text.removeprefix("unix://")
+
+    @contextlib.contextmanager
+    def tracing(self) -> Iterator[None]:
+        """A `start` inside makes it log at level trace."""
+        config = self.root / "config.toml"
+        before = config.read_text()
+        config.write_text(self.config("trace"))
+        try:
+            yield
+        finally:
+            config.write_text(before)
 
     def set_for_shims(self, text: str) -> None:
         """TOML that overrides the settings for shims started from now on; "" takes it back."""

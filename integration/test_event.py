@@ -32,7 +32,6 @@ def recorded(ctr: Ctr) -> Iterator[list[tuple[str, dict[str, object]]]]:
             events.append((match[1], json.loads(match[2])))
 
 
-@pytest.mark.short
 def test_events_of_a_run_come_once_and_in_order(ctr: Ctr) -> None:
     with recorded(ctr) as events:
         container = ctr.new_id()
@@ -48,6 +47,7 @@ def test_events_of_a_run_come_once_and_in_order(ctr: Ctr) -> None:
     assert "bundle" in create
 
 
+@pytest.mark.short
 def test_events_of_an_exec_lie_within_its_container_s(ctr: Ctr) -> None:
     with recorded(ctr) as events:
         container = ctr.detached("sleep", "1000", options=["--null-io"])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from integration import process
 from integration.conftest import assert_whole
-from integration.ctr import Ctr
+from integration.ctr import Ctr, Done
 from integration.sandbox import members, wait_gone
 from integration.test_task import until
 
@@ -36,8 +38,8 @@ def folder(ctr: Ctr) -> Iterator[Path]:
     path.rmdir()
 
 
-def logger(folder: Path, text: str = LOGGER) -> str:
-    program = folder / "logger"
+def logger(folder: Path, text: str = LOGGER, name: str = "logger") -> str:
+    program = folder / name
     program.write_text(text)
     program.chmod(0o755)
     return f"binary://{program}?folder={folder}"
@@ -78,6 +80,25 @@ def test_what_cannot_be_logged_to_is_refused_with_its_reason(ctr: Ctr, folder: P
         done = ctr.run("true", options=["--log-uri", uri])
         assert done.code != 0
         assert words in done.err
+
+
+@pytest.mark.vm
+def test_a_logger_has_its_time_to_begin_and_to_end_and_no_more(ctr: Ctr, folder: Path) -> None:
+    """Both at once, since it takes long."""
+    mute = logger(folder, "#!/bin/sh\nexec sleep 1000\n", "mute")
+    deaf = "#!/bin/sh\ntrap 'echo told >$2/told' TERM\nexec 5>&-\nwhile :; do sleep 0.1; done\n"
+
+    def run(uri: str) -> tuple[Done, float]:
+        began = time.monotonic()
+        return ctr.run("true", options=["--rm", "--log-uri", uri]), time.monotonic() - began
+
+    with ThreadPoolExecutor(2) as pool:
+        (begun, begun_s), (ended, ended_s) = pool.map(run, (mute, logger(folder, deaf, "deaf")))
+    assert begun.code != 0 and f"logger {folder}/mute: not ready after 10 s" in begun.err
+    assert 10 < begun_s < 16
+    assert ended.code == 0 and (folder / "told").read_text() == "told\n"
+    assert 8 < ended_s < 14, "6 s of its own, 2 s from SIGTERM to SIGKILL"
+    assert not [item for item in process.every().values() if str(folder) in item.command]
 
 
 @pytest.mark.vm

@@ -184,6 +184,25 @@ async def test_stats_are_there_until_delete_whatever_dies(shim: Stack) -> None:
 
 
 @with_stack
+async def test_a_guest_that_does_not_answer_holds_up_nobody_else(shim: Stack) -> None:
+    await shim.run()
+    slow = ("stats_container", "list_processes", "update_container")
+    shim.agent.hold.update({call: asyncio.Event() for call in slow})
+    asking = [asyncio.ensure_future(work) for work in (stats(shim), pids(shim), update(shim, {}))]
+    await until(lambda: set(slow) <= set(shim.agent.calls))
+    assert (await shim.state()).status == Status.RUNNING
+    await shim.exec("e1")
+    await shim.start(exec_id="e1")
+    await shim.kill()
+    assert await shim.wait() == 137
+    await shim.delete()
+    assert not any(work.done() for work in asking)
+    for held in shim.agent.hold.values():
+        held.set()
+    await asyncio.gather(*asking)
+
+
+@with_stack
 async def test_nothing_is_made_up_when_the_vm_died_unasked(shim: Stack) -> None:
     await shim.run()
     shim.hypervisor.die()
