@@ -76,24 +76,29 @@ def update(task: Task, container: str, limits: object) -> Answer:
 def test_limits_are_changed_in_the_guest(ctr: Ctr, box: str) -> None:
     read = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); cat memory.max pids.max cpu.max cpu.weight"
     with Task(ctr.daemon.shim_address(box)) as task:
-        cpu = {"quota": 50000, "period": 100000, "shares": 512, "cpus": "0-63"}
-        limits = {"memory": {"limit": 90 * MIB}, "pids": {"limit": 50}, "cpu": cpu}
+        cpu = {"quota": 50000, "period": 100000, "shares": 512, "cpus": "0-63", "burst": 20000}
+        unified = {"memory.high": str(80 * MIB)}
+        limits = {"memory": {"limit": 90 * MIB}, "pids": {"limit": 50}, "cpu": cpu, "unified": unified}
         assert update(task, box, limits).code == 0
         memory, pids, quota, period, weight = ctr.exec(box, "sh", "-c", read).ok().text.split()
         assert (int(memory), int(pids), int(quota), int(period)) == (90 * MIB, 50, 50000, 100000)
         assert int(weight) == 20
+        further = read[: read.index("cat")] + "cat memory.high cpu.max.burst"
+        assert ctr.exec(box, "sh", "-c", further).ok().text.split() == [str(80 * MIB), "20000"]
         for wrong, name in [
             ({"memory": {"limit": "64M"}}, "resources.memory.limit"),
             ({"cpu": {"shares": 1}}, "resources.cpu.shares"),
             ({"cpu": {"quota": 1}}, "resources.cpu.quota"),
             ({"pids": {"limit": -3}}, "resources.pids.limit"),
             ({"memory": {"swappiness": 300}}, "swappiness"),
+            ({"unified": {"memory.high": "much"}}, "memory.high: cannot be set to 'much'"),
             ([], "resources"),
         ]:
             answer = update(task, box, wrong)
             assert answer.code == 3, answer
             assert name in answer.message
-        assert update(task, box, {"cpu": {"quota": -1}}).code == 0
+        lifted = {"cpu": {"quota": -1}, "unified": {"memory.high": "max"}}
+        assert update(task, box, lifted).code == 0
     assert ctr.exec(box, "sh", "-c", read).ok().text.split()[:3] == [str(90 * MIB), "50", "max"]
 
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from shim import oci
 from shim.agent.api import Agent, ContainerStats, Device, ProcessIds, StdioPorts, Storage
 from shim.agent.network import interface_message, neighbour_message, route_message
-from shim.agent.spec import process_message, resources_message, spec_message
+from shim.agent.spec import cgroup_files, process_message, resources_message, spec_message
 from shim.agent.stats import container_stats
-from shim.errors import Internal, NotFound, ShimError, from_status
+from shim.errors import Internal, InvalidArgument, NotFound, ShimError, from_status
 from shim.network.api import Interface, Neighbour, Route
 from shim.pb import grpc
 from shim.pb.kata_py import guest as pb_guest
@@ -134,6 +134,7 @@ class KataAgent(Agent):
         sandbox_pidns: bool,
         devices: Sequence[Device] = (),
     ) -> None:
+        limits = self._further_limits(oci.section(spec, "linux", "resources"))
         if ports is not None:
             spec = {**spec, "annotations": {**oci.section(spec, "annotations"), oci.PASSFD: "true"}}
         request = grpc.CreateContainerRequest(
@@ -145,6 +146,7 @@ class KataAgent(Agent):
             **_ports(ports),
         )
         await _bounded(self._agent.create_container(request, timeout=self._call_s))
+        await self._set_limits(container_id, limits)
 
     async def start_container(self, container_id: str) -> None:
         request = grpc.StartContainerRequest(container_id=container_id)
@@ -185,10 +187,25 @@ class KataAgent(Agent):
         await _bounded(self._agent.resume_container(request, timeout=self._call_s))
 
     async def update_container(self, container_id: str, resources: Mapping[str, Any]) -> None:
+        limits = self._further_limits(resources)
         request = grpc.UpdateContainerRequest(
             container_id=container_id, resources=resources_message(resources)
         )
         await _bounded(self._agent.update_container(request, timeout=self._call_s))
+        await self._set_limits(container_id, limits)
+
+    def _further_limits(self, resources: Mapping[str, Any]) -> dict[str, str]:
+        """What Kata's messages cannot carry. InvalidArgument if the agent is the genuine one: nothing is dropped
+        silently."""
+        files = cgroup_files(resources)
+        if files and not self._ours:
+            raise InvalidArgument(f"resources: Kata's agent cannot set {', '.join(sorted(files))}")
+        return files
+
+    async def _set_limits(self, container_id: str, files: Mapping[str, str]) -> None:
+        if files:
+            request = pb_guest.SetLimitsRequest(container_id=container_id, files=dict(files))
+            await _bounded(self._guest.set_limits(request, timeout=self._call_s))
 
     async def stats_container(self, container_id: str) -> ContainerStats:
         request = grpc.StatsContainerRequest(container_id=container_id)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import betterproto
 
+from shim import oci
 from shim.errors import InvalidArgument
 from shim.pb import grpc
 
@@ -42,6 +43,15 @@ def process_message(process: Mapping[str, Any]) -> grpc.Process:
 def resources_message(resources: Mapping[str, Any]) -> grpc.LinuxResources:
     """A container's limits for UpdateContainer."""
     return _message(grpc.LinuxResources, resources, "resources")
+
+
+def cgroup_files(resources: Mapping[str, Any]) -> dict[str, str]:
+    """The limits that the message has no field for, as what is written to which file of cgroup v2."""
+    cpu, files = oci.section(resources, "cpu"), {}
+    for member, file in (("burst", "cpu.max.burst"), ("idle", "cpu.idle")):
+        if (value := cpu.get(member)) is not None:
+            files[file] = str(_scalar(betterproto.TYPE_INT64)(value, f"resources.cpu.{member}"))
+    return files | _text_map(resources.get("unified") or {}, "resources.unified")
 
 
 def _message(kind: type[M], value: Any, path: str) -> M:

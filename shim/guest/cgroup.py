@@ -45,6 +45,20 @@ def kill(path: str) -> None:
     _write(path, "cgroup.kill", "1")
 
 
+def set_limit(path: str, name: str, value: str) -> None:
+    """Write one of the kernel's files; InvalidArgument says what it does not take."""
+    if "/" in name or "." not in name.strip("."):
+        raise errors.InvalidArgument(f"resources.unified: {name!r} is no file of a cgroup")
+    try:
+        fd = os.open(f"{ROOT}{path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise errors.InvalidArgument(f"{name}: cannot be set to {value!r}: {error.strerror}") from error
+
+
 def _write(path: str, name: str, value: str) -> None:
     try:
         with open(f"{ROOT}{path}/{name}", "w") as file:

@@ -159,6 +159,14 @@ class Container:
                 raise errors.FailedPrecondition(f"container {self.id} has ended")
             await self._runtime.update(self.id, resources)
 
+    async def set_limits(self, files: dict[str, str]) -> None:
+        """Limits of cgroup v2, by their files, in this order."""
+        async with self._lock:
+            if self.init.ended:
+                raise errors.FailedPrecondition(f"container {self.id} has ended")
+            for name, value in files.items():
+                cgroup.set_limit(self.cgroup, name, value)
+
     def processes(self) -> list[tuple[int, str]]:
         """(pid, exec id or "") of all that runs in it, the init process first."""
         names = {process.pid: name for name, process in self._execs.items() if not process.ended}

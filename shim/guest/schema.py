@@ -1,6 +1,6 @@
 """Generated from proto/ by hack/gen-proto; never edited. shim/wire.py describes the form."""
 
-SOURCES = "e72f460c55951f18d8c79e2f013b650a1ff79d4080fe6251c7f3c7d970672e8f"
+SOURCES = "ea7cf4ce52f34de3866c65a456bfee6f4cb63763ba6f0f038b29acbca7d6c3ed"
 
 MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "google.protobuf.Empty": {},
@@ -577,6 +577,11 @@ MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
         1: ("pid", "uint32"),
         2: ("exec_id", "string"),
     },
+    "kata_py.guest.SetLimitsRequest": {
+        1: ("container_id", "string"),
+        2: ("files", "string", "map", "string"),
+    },
+    "kata_py.guest.SetLimitsResponse": {},
     "types.ARPNeighbor": {
         1: ("toIPAddress", "types.IPAddress"),
         2: ("device", "string"),
@@ -667,5 +672,6 @@ SERVICES: dict[str, dict[str, tuple[str, str]]] = {
     "kata_py.guest.Guest": {
         "ListProcesses": ("kata_py.guest.ListProcessesRequest", "kata_py.guest.ListProcessesResponse"),
         "ForwardPort": ("kata_py.guest.ForwardPortRequest", "kata_py.guest.ForwardPortResponse"),
+        "SetLimits": ("kata_py.guest.SetLimitsRequest", "kata_py.guest.SetLimitsResponse"),
     },
 }

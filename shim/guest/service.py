@@ -86,7 +86,7 @@ class Service:
             "grpc.AgentService": {method.__name__: method for method in agent},
             "grpc.Health": {"Check": self.Check, "Version": self.Version},
             "kata_py.guest.Guest": {
-                method.__name__: method for method in (self.ListProcesses, self.ForwardPort)
+                method.__name__: method for method in (self.ListProcesses, self.ForwardPort, self.SetLimits)
             },
         }
 
@@ -150,6 +150,10 @@ class Service:
     async def UpdateContainer(self, request: Message) -> Message:
         container = self._sandbox.container(_container_id(request))
         await container.update(resources_from_proto(request.get("resources", {})))
+        return _NOTHING
+
+    async def SetLimits(self, request: Message) -> Message:
+        await self._sandbox.container(_container_id(request)).set_limits(request.get("files", {}))
         return _NOTHING
 
     async def ListProcesses(self, request: Message) -> Message:

@@ -1,6 +1,6 @@
 """Generated from proto/ by hack/gen-proto; never edited. shim/wire.py describes the form."""
 
-SOURCES = "e72f460c55951f18d8c79e2f013b650a1ff79d4080fe6251c7f3c7d970672e8f"
+SOURCES = "ea7cf4ce52f34de3866c65a456bfee6f4cb63763ba6f0f038b29acbca7d6c3ed"
 
 MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "google.protobuf.Any": {

@@ -29,6 +29,10 @@ class Agent(grpc.AgentServiceBase):
         self.asked.append(("resume", resume_container_request.container_id))
         return Empty()
 
+    async def create_container(self, create_container_request: grpc.CreateContainerRequest) -> Empty:
+        self.asked.append(create_container_request)
+        return Empty()
+
     async def update_container(self, update_container_request: grpc.UpdateContainerRequest) -> Empty:
         self.asked.append(update_container_request)
         return Empty()
@@ -44,6 +48,13 @@ class Agent(grpc.AgentServiceBase):
 
 
 class Guest(pb_guest.GuestBase):
+    def __init__(self) -> None:
+        self.limits: list[Any] = []
+
+    async def set_limits(self, set_limits_request: pb_guest.SetLimitsRequest) -> Any:
+        self.limits.append(set_limits_request)
+        return pb_guest.SetLimitsResponse()
+
     async def list_processes(self, list_processes_request: pb_guest.ListProcessesRequest) -> Any:
         return pb_guest.ListProcessesResponse([pb_guest.Process(7), pb_guest.Process(8, "e1")] * 30_000)
 
@@ -92,7 +103,6 @@ def test_limits_are_the_message_s_and_a_bad_one_is_named() -> None:
             "cpu": {"quota": 50000, "period": 100000, "shares": 2},
             "pids": {"limit": 32},
             "hugepageLimits": [{"pageSize": "2MB", "limit": 1}],
-            "unified": {"memory.high": "1"},
         }
         await client.update_container("c1", limits)
         sent = agent.asked[0]
@@ -109,10 +119,38 @@ def test_limits_are_the_message_s_and_a_bad_one_is_named() -> None:
             ({"memory": {"limit": "64M"}}, r"resources\.memory\.limit: not a whole number"),
             ({"cpu": {"shares": -1}}, r"resources\.cpu\.shares: -1 is not between"),
             ({"pids": []}, r"resources\.pids: not an object"),
+            ({"cpu": {"burst": "1"}}, r"resources\.cpu\.burst: not a whole number"),
+            ({"unified": {"memory.high": 1}}, r"resources\.unified: not an object of strings"),
+            ({"unified": {"memory.high": "1"}}, r"Kata's agent cannot set memory\.high"),
         ]:
             with pytest.raises(InvalidArgument, match=words):
                 await client.update_container("c1", resources)
         assert len(agent.asked) == 1
+
+    run()
+
+
+def test_limits_that_kata_s_messages_have_no_field_for_go_to_our_agent() -> None:
+    agent, guest = Agent(), Guest()
+
+    @with_agent(agent, guest)
+    async def run(client: KataAgent) -> None:
+        client._ours = True
+        cpu = {"quota": 50000, "burst": 10000, "idle": 1}
+        await client.update_container("c1", {"cpu": cpu, "unified": {"memory.high": "max"}})
+        assert agent.asked[0].resources.cpu.quota == 50000
+        (sent,) = guest.limits
+        wanted = {"cpu.max.burst": "10000", "cpu.idle": "1", "memory.high": "max"}
+        assert (sent.container_id, sent.files) == ("c1", wanted)
+        await client.update_container("c1", {"cpu": {"quota": 1000}})
+        assert len(guest.limits) == 1, "no call without need"
+        spec = {"linux": {"resources": {"unified": {"memory.low": "4096"}}}}
+        await client.create_container("c2", spec, (), None, sandbox_pidns=False)
+        assert (guest.limits[1].container_id, guest.limits[1].files) == ("c2", {"memory.low": "4096"})
+        client._ours = False
+        with pytest.raises(InvalidArgument, match=r"Kata's agent cannot set memory\.low"):
+            await client.create_container("c2", spec, (), None, sandbox_pidns=False)
+        assert len(agent.asked) == 3, "two updates and one container"
 
     run()
 

@@ -55,6 +55,22 @@ def test_killing_writes_to_the_cgroup_and_to_no_other(cgroups: Path) -> None:
     assert not (cgroups / "c2" / "cgroup.kill").exists()
 
 
+def test_a_limit_is_written_to_its_file_and_what_is_none_is_named(cgroups: Path) -> None:
+    (cgroups / "c1").mkdir()
+    (cgroups / "c1/memory.high").touch()
+    cgroup.set_limit("/c1", "memory.high", "4096")
+    assert (cgroups / "c1/memory.high").read_text() == "4096"
+    for name, words in (
+        ("memory.none", "memory.none: cannot be set to '1': No such file"),
+        ("../memory.high", "'../memory.high' is no file of a cgroup"),
+        ("..", "is no file of a cgroup"),
+        ("", "is no file of a cgroup"),
+    ):
+        with pytest.raises(errors.InvalidArgument, match=words):
+            cgroup.set_limit("/c1", name, "1")
+    assert [path.name for path in cgroups.rglob("*")] == ["c1", "memory.high"], "nothing is made"
+
+
 def test_killing_in_a_cgroup_that_is_gone_is_no_error() -> None:
     cgroup.kill("/gone")
 

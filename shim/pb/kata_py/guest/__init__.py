@@ -47,6 +47,19 @@ class ForwardPortResponse(betterproto.Message):
     vsock_port: int = betterproto.uint32_field(1)
 
 
+@dataclass(eq=False, repr=False)
+class SetLimitsRequest(betterproto.Message):
+    container_id: str = betterproto.string_field(1)
+    files: Dict[str, str] = betterproto.map_field(
+        2, betterproto.TYPE_STRING, betterproto.TYPE_STRING
+    )
+
+
+@dataclass(eq=False, repr=False)
+class SetLimitsResponse(betterproto.Message):
+    pass
+
+
 class GuestStub(betterproto.ServiceStub):
     async def list_processes(
         self,
@@ -82,6 +95,23 @@ class GuestStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def set_limits(
+        self,
+        set_limits_request: "SetLimitsRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "SetLimitsResponse":
+        return await self._unary_unary(
+            "/kata_py.guest.Guest/SetLimits",
+            set_limits_request,
+            SetLimitsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
 
 class GuestBase(ServiceBase):
 
@@ -93,6 +123,11 @@ class GuestBase(ServiceBase):
     async def forward_port(
         self, forward_port_request: "ForwardPortRequest"
     ) -> "ForwardPortResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def set_limits(
+        self, set_limits_request: "SetLimitsRequest"
+    ) -> "SetLimitsResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def __rpc_list_processes(
@@ -110,6 +145,13 @@ class GuestBase(ServiceBase):
         response = await self.forward_port(request)
         await stream.send_message(response)
 
+    async def __rpc_set_limits(
+        self, stream: "grpclib.server.Stream[SetLimitsRequest, SetLimitsResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.set_limits(request)
+        await stream.send_message(response)
+
     def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
         return {
             "/kata_py.guest.Guest/ListProcesses": grpclib.const.Handler(
@@ -123,5 +165,11 @@ class GuestBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 ForwardPortRequest,
                 ForwardPortResponse,
+            ),
+            "/kata_py.guest.Guest/SetLimits": grpclib.const.Handler(
+                self.__rpc_set_limits,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                SetLimitsRequest,
+                SetLimitsResponse,
             ),
         }
