@@ -101,7 +101,9 @@ def isolate_mounts() -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None):
         number = ctypes.get_errno()
-        why = "containerd's / is not a mount point" if number == errno.EINVAL else os.strerror(number)  # a chroot
+        why = (
+            "containerd's / is not a mount point" if number == errno.EINVAL else os.strerror(number)
+        )  # a chroot
         raise Internal(f"mount namespace: {why}")
     return host
 
