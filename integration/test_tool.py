@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from integration.ctr import Ctr
+from integration.ctr import Ctr, Terminal
 
 pytestmark = pytest.mark.vm
 
@@ -94,10 +94,10 @@ def test_metrics_are_prometheus(ctr: Ctr, box: str) -> None:
 
 
 def test_exec_is_a_shell_in_the_guest_and_the_console_is_kept(ctr: Ctr, box: str) -> None:
-    script = b"cat /proc/1/comm; cut -d' ' -f1 /proc/$PPID/stat; cat /proc/cmdline\n"
+    script = b"cat /proc/1/comm; cut -d' ' -f1 /proc/$PPID/stat; cat /proc/cmdline; exit 3\n"
     done = tool(ctr, "exec", box, "-n", ctr.daemon.namespace, stdin=script)
     said = done.stdout.replace(b"\r", b"").splitlines()
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     assert b"1" in said, "its parent is the agent, pid 1"
     assert any(b"agent.debug_console_vport=1026" in line for line in said)
     console = ctr.daemon.tool("logs", "--console", box, "-n", ctr.daemon.namespace)
@@ -106,6 +106,18 @@ def test_exec_is_a_shell_in_the_guest_and_the_console_is_kept(ctr: Ctr, box: str
     assert any("sandbox is up" in item["line"] for item in shim)
     both = ctr.daemon.tool("logs", box, "-n", ctr.daemon.namespace, "--tail", "3").splitlines()
     assert len(both) == 3 and both == sorted(both)
+
+
+def test_exec_on_a_terminal_has_its_size(ctr: Ctr, box: str) -> None:
+    words = [str(ctr.daemon.shims / "kata-py"), "exec", box, "-n", ctr.daemon.namespace]
+    terminal = Terminal(words, 33, 101)
+    terminal.until(b"# ")
+    terminal.write(b"stty size\r")
+    terminal.until(b"33 101")
+    terminal.resize(44, 99)
+    terminal.write(b"sleep 0.3; stty size; kill -9 $$\r")
+    terminal.until(b"44 99")
+    assert terminal.finish() == 137
 
 
 def test_config_shows_the_sandbox_s_own_settings(ctr: Ctr, box: str) -> None:

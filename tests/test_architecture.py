@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.cli": BASE
     | {f"shim.bootstrap.{name}" for name in ("address", "delete", "info")}
     | {"shim.children", "shim.config", "shim.introspect", "shim.logfile", "shim.pb.kata_py", "shim.record"}
-    | {"shim.template.store"}
+    | {"shim.template.store", "shim.ttrpc.channel"}
     | {"shim.vsock.api", "shim.vsock.client"},
     "shim.introspect": BASE | {"shim.bootstrap.info", "shim.config", "shim.pb", "shim.sandbox", "shim.ttrpc"},
     "shim.guest": BASE | {"shim.ttrpc", "shim.wire", "shim.oci"},

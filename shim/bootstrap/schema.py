@@ -1,6 +1,6 @@
 """Generated from proto/ by hack/gen-proto; never edited. shim/wire.py describes the form."""
 
-SOURCES = "ea7cf4ce52f34de3866c65a456bfee6f4cb63763ba6f0f038b29acbca7d6c3ed"
+SOURCES = "aae4dde9cf37e1eb441845406f6b0f59c530433621cabaad4502910867f0dd99"
 
 MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "containerd.runtime.bootstrap.v1.BootstrapParams": {

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import select
+import signal
 import socket
 import sys
 import termios
@@ -19,10 +20,13 @@ from shim.cli import sandboxes
 from shim.cli.sandboxes import Sandbox
 from shim.config.load import DEFAULT_PATH
 from shim.config.model import Config
-from shim.errors import FailedPrecondition
+from shim.errors import DeadlineExceeded, FailedPrecondition, ShimError, Unimplemented
+from shim.pb.kata_py.guest import GuestStub, ResizeConsoleRequest, WaitConsoleRequest
+from shim.ttrpc.channel import Channel
 from shim.vsock.api import SOCKET_NAME
 from shim.vsock.client import DeviceClient
 
+_AGENT_PORT = 1024
 _CONNECT_S = 3.0
 # What a terminal takes for it. One that is typed before the shell reads is lost, as at any terminal: once more, then.
 _END_OF_INPUT, _AGAIN_S = b"\x04", 0.5
@@ -32,16 +36,55 @@ _END_OF_INPUT, _AGAIN_S = b"\x04", 0.5
 @sandboxes.argument
 @sandboxes.namespace_option
 @click.option("--port", type=click.IntRange(1, 0xFFFF_FFFE), help="The guest's port, if not the setting's.")
-def exec_command(sandbox: str, namespace: str | None, port: int | None) -> None:
+def exec_command(sandbox: str, namespace: str | None, port: int | None) -> int:
     """Open a root shell in the guest: not in a container, but where the agent runs.
 
     The sandbox must have been started with the setting debug_console = true. Input that is no terminal is typed
-    into the shell; its end ends the shell.
+    into the shell; its end ends the shell. The exit status is the shell's, or 0 with Kata's agent, which does not tell.
     """
     record = sandboxes.pick(sandbox, namespace)
     (found,) = sandboxes.look([record])
-    with _connect(Path(record.run_dir, SOCKET_NAME), port or _port(found)) as connection, _raw_terminal():
-        _copy(connection)
+    device = DeviceClient(Path(record.run_dir, SOCKET_NAME))
+    with _raw_terminal():
+        return asyncio.run(_shell(device, port or _port(found)))
+
+
+async def _shell(device: DeviceClient, port: int) -> int:
+    """The exit status of a shell that our stdin and stdout are joined with."""
+    connection, host_port = await device.open(port, _CONNECT_S)
+    connection.setblocking(True)
+    with connection:
+        agent = await Channel.connect(await device.connect(_AGENT_PORT, _CONNECT_S))
+        try:
+            guest = GuestStub(agent)  # type: ignore[arg-type]
+            ended = asyncio.create_task(guest.wait_console(WaitConsoleRequest(host_port), timeout=None))
+            resizing = asyncio.create_task(_resize(guest, host_port))
+            await asyncio.to_thread(_copy, connection)
+            resizing.cancel()
+            async with asyncio.timeout(_CONNECT_S):
+                return (await ended).status & 0xFF
+        except Unimplemented:
+            return 0
+        except TimeoutError as error:
+            raise DeadlineExceeded("the agent does not tell how the shell has ended") from error
+        finally:
+            await agent.aclose()
+            with contextlib.suppress(OSError):  # so that a copying that was interrupted ends
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+async def _resize(guest: GuestStub, host_port: int) -> None:
+    """Tell the shell's terminal the size of ours, now and whenever it changes."""
+    if not sys.stdin.isatty():
+        return
+    changed = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, changed.set)
+    while True:
+        columns, rows = os.get_terminal_size(0)
+        with contextlib.suppress(ShimError):  # the genuine agent's has a size of its own
+            await guest.resize_console(ResizeConsoleRequest(host_port, rows, columns), timeout=_CONNECT_S)
+        await changed.wait()
+        changed.clear()
 
 
 def _port(sandbox: Sandbox) -> int:
@@ -56,12 +99,6 @@ def _port(sandbox: Sandbox) -> int:
             f"{DEFAULT_PATH}, before it is started"
         )
     return int(settings["debug_console_vport"])
-
-
-def _connect(path: Path, port: int) -> socket.socket:
-    connection = asyncio.run(DeviceClient(path).connect(port, _CONNECT_S))
-    connection.setblocking(True)
-    return connection
 
 
 @contextlib.contextmanager

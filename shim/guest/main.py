@@ -64,16 +64,19 @@ async def serve(
     streams = Streams(log)
     if passfd_listener:
         streams.listen(passfd_listener)
+    console = None
     if console_listener:
         from shim.guest.console import DebugConsole
 
-        DebugConsole(reaper, log).listen(console_listener)
+        console = DebugConsole(reaper, log)
+        console.listen(console_listener)
     runtime = Runtime(reaper, CRUN, SCRATCH)
     pipe_size = boot.number(parameters, "container_pipe_size", 0) or PIPE_SIZE
     prepared = asyncio.create_task(_prepare(runtime, modules, log))
     service = Service(
         Sandbox(runtime, streams, log, pipe_size=pipe_size),
         PortForward(log),
+        console,
         ready=lambda: asyncio.shield(prepared),
         load_module=boot.load_by_name,
         power_off=syscall.power_off,

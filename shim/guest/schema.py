@@ -1,6 +1,6 @@
 """Generated from proto/ by hack/gen-proto; never edited. shim/wire.py describes the form."""
 
-SOURCES = "ea7cf4ce52f34de3866c65a456bfee6f4cb63763ba6f0f038b29acbca7d6c3ed"
+SOURCES = "aae4dde9cf37e1eb441845406f6b0f59c530433621cabaad4502910867f0dd99"
 
 MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "google.protobuf.Empty": {},
@@ -577,11 +577,23 @@ MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
         1: ("pid", "uint32"),
         2: ("exec_id", "string"),
     },
+    "kata_py.guest.ResizeConsoleRequest": {
+        1: ("host_port", "uint32"),
+        2: ("rows", "uint32"),
+        3: ("columns", "uint32"),
+    },
+    "kata_py.guest.ResizeConsoleResponse": {},
     "kata_py.guest.SetLimitsRequest": {
         1: ("container_id", "string"),
         2: ("files", "string", "map", "string"),
     },
     "kata_py.guest.SetLimitsResponse": {},
+    "kata_py.guest.WaitConsoleRequest": {
+        1: ("host_port", "uint32"),
+    },
+    "kata_py.guest.WaitConsoleResponse": {
+        1: ("status", "uint32"),
+    },
     "types.ARPNeighbor": {
         1: ("toIPAddress", "types.IPAddress"),
         2: ("device", "string"),
@@ -673,5 +685,7 @@ SERVICES: dict[str, dict[str, tuple[str, str]]] = {
         "ListProcesses": ("kata_py.guest.ListProcessesRequest", "kata_py.guest.ListProcessesResponse"),
         "ForwardPort": ("kata_py.guest.ForwardPortRequest", "kata_py.guest.ForwardPortResponse"),
         "SetLimits": ("kata_py.guest.SetLimitsRequest", "kata_py.guest.SetLimitsResponse"),
+        "ResizeConsole": ("kata_py.guest.ResizeConsoleRequest", "kata_py.guest.ResizeConsoleResponse"),
+        "WaitConsole": ("kata_py.guest.WaitConsoleRequest", "kata_py.guest.WaitConsoleResponse"),
     },
 }

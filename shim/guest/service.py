@@ -23,6 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from shim.guest.console import DebugConsole, Session
+
     Message = Mapping[str, Any]
     Handler = Callable[[Message], Awaitable[Message]]
 
@@ -43,12 +45,13 @@ class Service:
         self,
         sandbox: Sandbox,
         ports: PortForward,
+        console: DebugConsole | None = None,
         *,
         ready: Callable[[], Awaitable[None]],
         load_module: Callable[[str, str], None],
         power_off: Callable[[], None],
     ) -> None:
-        self._sandbox, self._ports = sandbox, ports
+        self._sandbox, self._ports, self._console = sandbox, ports, console
         self._ready, self._load_module, self._power_off = ready, load_module, power_off
 
     def methods(self) -> dict[str, dict[str, Handler]]:
@@ -82,12 +85,11 @@ class Service:
             self.ListInterfaces,
             self.ListRoutes,
         ]
+        ours = [self.ListProcesses, self.ForwardPort, self.SetLimits, self.ResizeConsole, self.WaitConsole]
         return {
             "grpc.AgentService": {method.__name__: method for method in agent},
             "grpc.Health": {"Check": self.Check, "Version": self.Version},
-            "kata_py.guest.Guest": {
-                method.__name__: method for method in (self.ListProcesses, self.ForwardPort, self.SetLimits)
-            },
+            "kata_py.guest.Guest": {method.__name__: method for method in ours},
         }
 
     async def Check(self, _request: Message) -> Message:
@@ -237,6 +239,18 @@ class Service:
 
     async def ListRoutes(self, _request: Message) -> Message:
         return {"Routes": network.routes()}
+
+    def _shell(self, request: Message) -> Session:
+        if self._console is None:
+            raise errors.FailedPrecondition("there is no debug console")
+        return self._console.session(request.get("host_port", 0))
+
+    async def ResizeConsole(self, request: Message) -> Message:
+        self._shell(request).resize(request.get("rows", 0), request.get("columns", 0))
+        return _NOTHING
+
+    async def WaitConsole(self, request: Message) -> Message:
+        return {"status": await self._shell(request).wait()}
 
     async def ForwardPort(self, request: Message) -> Message:
         return {"vsock_port": await self._ports.connect(request.get("port", 0))}

@@ -148,11 +148,10 @@ class Stdio:
             self._stdin.end()
 
     def resize(self, rows: int, columns: int) -> None:
-        """Set the terminal's size (cut to the 16 bits the kernel has)."""
+        """Set the terminal's size."""
         if self._master < 0:
             raise errors.Unavailable("no tty")
-        size = struct.pack("HHHH", min(rows, 0xFFFF), min(columns, 0xFFFF), 0, 0)
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+        set_window(self._master, rows, columns)
 
     async def on_exit(self) -> None:
         """The process has ended: drop its input, return when what it wrote is in the passed streams (bounded,
@@ -186,6 +185,12 @@ class Stdio:
         if self._master >= 0:
             os.close(self._master)
             self._master = -1
+
+
+def set_window(terminal: int, rows: int, columns: int) -> None:
+    """A terminal's size, cut to the 16 bits the kernel has."""
+    size = struct.pack("HHHH", min(rows, 0xFFFF), min(columns, 0xFFFF), 0, 0)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
 
 
 def grow_pipe(fd: int, size: int) -> None:

@@ -36,6 +36,10 @@ class DeviceClient:
         self._path = path
 
     async def connect(self, port: int, timeout_s: float) -> socket.socket:
+        return (await self.open(port, timeout_s))[0]
+
+    async def open(self, port: int, timeout_s: float) -> tuple[socket.socket, int]:
+        """As `connect`, with the vsock port that the guest sees as its peer's."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         pause = _RETRY_S
@@ -50,8 +54,7 @@ class DeviceClient:
                 async with asyncio.timeout(min(left, _ATTEMPT_S)):
                     sock = await self._dial()
                     await loop.sock_sendall(sock, b"CONNECT %d\n" % port)
-                    await _answer(sock)
-                    return sock
+                    return sock, await _answer(sock)
             except (Refused, TimeoutError):
                 _close(sock)
             except BaseException:

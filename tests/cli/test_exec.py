@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
+import signal
 import socket
 import subprocess
 import sys
 import termios
 import threading
 from collections.abc import Callable
+from typing import Any
 
+from shim.pb.kata_py import guest as pb_guest
 from shim.pb.kata_py import introspect as pb
+from shim.ttrpc.server import Server
+from tests.bootstrap.installed import eventually
 
 from .conftest import UP, Tool
+
+PORT = 1073741824  # of the host's end of the connection
 
 CONSOLE = pb.SandboxResponse(
     state="up",
@@ -25,25 +33,59 @@ CODE = (
 )
 
 
-class Device:
-    """Accepts one connection and lets `shell` talk on it."""
+class Guest(pb_guest.GuestBase):
+    """Our agent's part in it: a shell that ends with `status` when `ended` is set."""
 
-    def __init__(self, run_dir: str, shell: Callable[[socket.socket], None]) -> None:
-        self.asked, self._shell = b"", shell
+    def __init__(self, status: int) -> None:
+        self.sizes: list[tuple[int, int]] = []
+        self.ended, self._status = threading.Event(), status
+
+    async def resize_console(self, resize_console_request: pb_guest.ResizeConsoleRequest) -> Any:
+        assert resize_console_request.host_port == PORT
+        self.sizes.append((resize_console_request.rows, resize_console_request.columns))
+        return pb_guest.ResizeConsoleResponse()
+
+    async def wait_console(self, wait_console_request: pb_guest.WaitConsoleRequest) -> Any:
+        assert wait_console_request.host_port == PORT
+        await asyncio.to_thread(self.ended.wait, 10)
+        return pb_guest.WaitConsoleResponse(self._status)
+
+
+class Device:
+    """Accepts a connection and lets `shell` talk on it, and one for the agent's RPCs, which are `guest`'s; without
+    one it is Kata's."""
+
+    def __init__(self, run_dir: str, shell: Callable[[socket.socket], None], guest: Guest | None) -> None:
+        self.asked, self._shell, self._guest = b"", shell, guest
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(f"{run_dir}/vsock.sock")
         self._listener.listen()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
 
     def _serve(self) -> None:
         with self._listener, self._listener.accept()[0] as connection:
             self.asked = connection.recv(100)
-            connection.sendall(b"OK 1073741824\n/ # ")
+            connection.sendall(b"OK %d\n/ # " % PORT)
+            agent = self._listener.accept()[0]
+            assert agent.recv(100) == b"CONNECT 1024\n"
+            agent.sendall(b"OK 1\n")
+            self._threads.append(threading.Thread(target=lambda: asyncio.run(self._serve_agent(agent))))
+            self._threads[1].start()
             self._shell(connection)
+            if self._guest is not None:
+                self._guest.ended.set()
+
+    async def _serve_agent(self, connected: socket.socket) -> None:
+        server = Server([] if self._guest is None else [self._guest])
+        connected.setblocking(False)
+        await server.serve_connection(connected)
+        while server._links:  # noqa: ASYNC110 - until the client leaves
+            await asyncio.sleep(0.005)
 
     def join(self) -> None:
-        self._thread.join(10)
+        for thread in self._threads:
+            thread.join(10)
 
 
 def command(tool: Tool, *args: str) -> list[str]:
@@ -67,7 +109,7 @@ def test_piped_input_is_typed_and_its_end_ends_the_shell(tool: Tool) -> None:
         until(connection, b"\x04")  # the first was lost: it comes again
         connection.sendall(b"x" * 100_000 + b"bye\r\n")
 
-    device = Device(tool.record().run_dir, shell)
+    device = Device(tool.record().run_dir, shell, None)
     with tool.live(response=CONSOLE):
         done = subprocess.run(
             command(tool, "s1"), input=b"ls\n", capture_output=True, timeout=20, check=False
@@ -77,22 +119,27 @@ def test_piped_input_is_typed_and_its_end_ends_the_shell(tool: Tool) -> None:
     assert device.asked == b"CONNECT 99\n" and heard == [b"ls\n\x04"]
 
 
-def test_a_terminal_is_raw_meanwhile_and_as_before_afterwards(tool: Tool) -> None:
+def test_a_terminal_is_raw_meanwhile_and_gives_its_size_and_the_status_is_the_shell_s(tool: Tool) -> None:
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
-    modes = []
+    modes, guest = [], Guest(3)
+    termios.tcsetwinsize(theirs, (40, 100))
 
     def shell(connection: socket.socket) -> None:
+        eventually(lambda: guest.sizes == [(40, 100)])
+        termios.tcsetwinsize(theirs, (50, 120))
+        child.send_signal(signal.SIGWINCH)
+        eventually(lambda: guest.sizes[1:] == [(50, 120)])
         until(connection, b"\x03")  # Ctrl-C is the shell's
         modes.append(termios.tcgetattr(theirs))
         connection.sendall(b"\r\n")
 
-    device = Device(tool.record().run_dir, shell)
+    device = Device(tool.record().run_dir, shell, guest)
     with tool.live(response=CONSOLE):
         child = subprocess.Popen(command(tool, "s1", "--port", "7"), stdin=theirs, stdout=subprocess.PIPE)
         assert child.stdout is not None and child.stdout.read(4) == b"/ # "
         os.write(ours, b"\x03")
-        assert child.wait(20) == 0
+        assert child.wait(20) == 3
         child.stdout.close()
     device.join()
     assert device.asked == b"CONNECT 7\n"

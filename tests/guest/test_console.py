@@ -8,8 +8,10 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
+import pytest
+
+from shim import errors
 from shim.guest.console import DebugConsole
 from shim.guest.reaper import Reaper
 from shim.log import Log
@@ -18,19 +20,17 @@ from .loop import eventually, go
 
 
 @asynccontextmanager
-async def console(directory: Path) -> AsyncIterator[tuple[DebugConsole, str]]:
-    """A console, and the socket it listens on in place of vsock."""
-    path, tasks = str(directory / "console.sock"), asyncio.all_tasks()
+async def console() -> AsyncIterator[tuple[DebugConsole, int]]:
+    """A console, and the port it listens on: TCP's in place of vsock's."""
+    tasks = asyncio.all_tasks()
     reaper, null = Reaper(), os.open("/dev/null", os.O_WRONLY)
     reaper.install()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         found = DebugConsole(reaper, Log(null))
         found.listen(listener)
         try:
-            yield found, path
+            yield found, listener.getsockname()[1]
         finally:
             asyncio.get_running_loop().remove_reader(listener)
             await eventually(lambda: not found.sessions and asyncio.all_tasks() <= tasks)
@@ -38,10 +38,10 @@ async def console(directory: Path) -> AsyncIterator[tuple[DebugConsole, str]]:
             os.close(null)
 
 
-def test_a_connection_is_a_shell_on_a_terminal_of_its_own(tmp_path: Path) -> None:
+def test_a_connection_is_a_shell_on_a_terminal_of_its_own() -> None:
     async def run() -> None:
-        async with console(tmp_path) as (_, path):
-            reader, writer = await asyncio.open_unix_connection(path)
+        async with console() as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"tty; cut -d' ' -f1,6 /proc/$$/stat; : </dev/tty && echo own''ed; exit 3\n")
             said = await reader.read()
             assert b"/dev/pts/" in said and b"owned" in said
@@ -51,10 +51,10 @@ def test_a_connection_is_a_shell_on_a_terminal_of_its_own(tmp_path: Path) -> Non
     go(run)
 
 
-def test_two_shells_do_not_hear_each_other(tmp_path: Path) -> None:
+def test_two_shells_do_not_hear_each_other() -> None:
     async def run() -> None:
-        async with console(tmp_path) as (found, path):
-            pairs = [await asyncio.open_unix_connection(path) for _ in range(2)]
+        async with console() as (found, port):
+            pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
             for number, (reader, writer) in enumerate(pairs):
                 writer.write(b"echo this-is-$((%d + 40))\n" % number)
                 await reader.readuntil(b"this-is-4%d" % number)
@@ -68,23 +68,42 @@ def test_two_shells_do_not_hear_each_other(tmp_path: Path) -> None:
     go(run)
 
 
-def test_a_client_that_goes_takes_its_shell_along(tmp_path: Path) -> None:
+def test_a_shell_is_known_by_its_port_and_has_a_size_and_an_end() -> None:
     async def run() -> None:
-        async with console(tmp_path) as (found, path):
-            reader, writer = await asyncio.open_unix_connection(path)
+        async with console() as (found, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            name = writer.get_extra_info("sockname")[1]
+            session = found.session(name)  # whether or not the loop has accepted it
+            session.resize(41, 123)
+            writer.write(b"stty size; kill -9 $$\n")
+            assert b"41 123" in await reader.read()
+            assert await session.wait() == 137
+            writer.close()
+            await eventually(lambda: not found.sessions)
+            session.resize(1, 1)
+            with pytest.raises(errors.NotFound):
+                found.session(name)
+
+    go(run)
+
+
+def test_a_client_that_goes_takes_its_shell_along() -> None:
+    async def run() -> None:
+        async with console() as (found, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"echo re''ady; sleep 1000\n")
             await reader.readuntil(b"ready")
-            (session,) = found.sessions
+            (session,) = found.sessions.values()
             writer.close()
             await eventually(lambda: not os.path.exists(f"/proc/{session.pid}"))
 
     go(run)
 
 
-def test_a_background_child_does_not_hold_the_connection(tmp_path: Path) -> None:
+def test_a_background_child_does_not_hold_the_connection() -> None:
     async def run() -> None:
-        async with console(tmp_path) as (_, path):
-            reader, writer = await asyncio.open_unix_connection(path)
+        async with console() as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"trap '' HUP; sleep 5 & echo la''st; exit\n")
             assert b"last" in await reader.read()
             writer.close()

@@ -60,6 +60,28 @@ class SetLimitsResponse(betterproto.Message):
     pass
 
 
+@dataclass(eq=False, repr=False)
+class ResizeConsoleRequest(betterproto.Message):
+    host_port: int = betterproto.uint32_field(1)
+    rows: int = betterproto.uint32_field(2)
+    columns: int = betterproto.uint32_field(3)
+
+
+@dataclass(eq=False, repr=False)
+class ResizeConsoleResponse(betterproto.Message):
+    pass
+
+
+@dataclass(eq=False, repr=False)
+class WaitConsoleRequest(betterproto.Message):
+    host_port: int = betterproto.uint32_field(1)
+
+
+@dataclass(eq=False, repr=False)
+class WaitConsoleResponse(betterproto.Message):
+    status: int = betterproto.uint32_field(1)
+
+
 class GuestStub(betterproto.ServiceStub):
     async def list_processes(
         self,
@@ -112,6 +134,40 @@ class GuestStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def resize_console(
+        self,
+        resize_console_request: "ResizeConsoleRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "ResizeConsoleResponse":
+        return await self._unary_unary(
+            "/kata_py.guest.Guest/ResizeConsole",
+            resize_console_request,
+            ResizeConsoleResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def wait_console(
+        self,
+        wait_console_request: "WaitConsoleRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "WaitConsoleResponse":
+        return await self._unary_unary(
+            "/kata_py.guest.Guest/WaitConsole",
+            wait_console_request,
+            WaitConsoleResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
 
 class GuestBase(ServiceBase):
 
@@ -128,6 +184,16 @@ class GuestBase(ServiceBase):
     async def set_limits(
         self, set_limits_request: "SetLimitsRequest"
     ) -> "SetLimitsResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def resize_console(
+        self, resize_console_request: "ResizeConsoleRequest"
+    ) -> "ResizeConsoleResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def wait_console(
+        self, wait_console_request: "WaitConsoleRequest"
+    ) -> "WaitConsoleResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def __rpc_list_processes(
@@ -152,6 +218,21 @@ class GuestBase(ServiceBase):
         response = await self.set_limits(request)
         await stream.send_message(response)
 
+    async def __rpc_resize_console(
+        self,
+        stream: "grpclib.server.Stream[ResizeConsoleRequest, ResizeConsoleResponse]",
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.resize_console(request)
+        await stream.send_message(response)
+
+    async def __rpc_wait_console(
+        self, stream: "grpclib.server.Stream[WaitConsoleRequest, WaitConsoleResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.wait_console(request)
+        await stream.send_message(response)
+
     def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
         return {
             "/kata_py.guest.Guest/ListProcesses": grpclib.const.Handler(
@@ -171,5 +252,17 @@ class GuestBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 SetLimitsRequest,
                 SetLimitsResponse,
+            ),
+            "/kata_py.guest.Guest/ResizeConsole": grpclib.const.Handler(
+                self.__rpc_resize_console,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ResizeConsoleRequest,
+                ResizeConsoleResponse,
+            ),
+            "/kata_py.guest.Guest/WaitConsole": grpclib.const.Handler(
+                self.__rpc_wait_console,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                WaitConsoleRequest,
+                WaitConsoleResponse,
             ),
         }
