@@ -87,8 +87,19 @@ def memory_volume(node: Path) -> Iterator[Path]:
     subprocess.run(["umount", path], check=True)
 
 
+@pytest.fixture
+def sub_path(node: Path, memory_volume: Path) -> Iterator[Path]:
+    """A directory of that volume under the name by which kubelet gives it to a container (subPath)."""
+    path = node / "pods/uid-1/volume-subpaths/cache/c/0"
+    path.mkdir(parents=True)
+    (memory_volume / "a").mkdir(mode=0o755)
+    subprocess.run(["mount", "--bind", memory_volume / "a", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
 def test_an_empty_dir_in_memory_is_a_tmpfs_of_its_size_for_all_containers(
-    pod: Pod, crictl: Crictl, memory_volume: Path
+    pod: Pod, crictl: Crictl, memory_volume: Path, sub_path: Path
 ) -> None:
     one, two = (pod.run("sleep", "100000", mounts=[mount(memory_volume, "/cache")]) for _ in range(2))
     filesystem, size = crictl.sh(one, "df -k /cache | tail -n 1").split()[:2]
@@ -97,6 +108,19 @@ def test_an_empty_dir_in_memory_is_a_tmpfs_of_its_size_for_all_containers(
     assert crictl.sh(two, "cat /cache/entry; stat -c %u:%a /cache/entry /cache") == "hot\n1000:644\n0:1777\n"
     crictl("rm", "--force", one).ok()
     assert crictl.sh(two, "cat /cache/entry") == "hot\n"
+    part = pod.run("sleep", "100000", mounts=[mount(sub_path, "/part")])
+    crictl.sh(part, "echo by its part >/part/entry")
+    assert crictl.sh(two, "cat /cache/a/entry; stat -c %a /cache/a") == "by its part\n755\n"
+
+
+@pytest.mark.vm
+def test_read_only_is_all_below_it(pod: Pod, crictl: Crictl, node: Path) -> None:
+    sub = node / "tree/sub"
+    sub.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "below", sub], check=True)
+    container = pod.run("sleep", "100000", mounts=[mount(sub.parent, "/tree", readonly=True)])
+    assert "Read-only" in crictl.exec(container, "touch", "/tree/sub/file").err
+    assert list(sub.iterdir()) == []
 
 
 def test_the_pod_s_shm_has_the_size_that_cri_gives_it(pod: Pod, crictl: Crictl) -> None:

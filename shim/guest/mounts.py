@@ -190,13 +190,17 @@ class Storages:
 
     def _local(self, storage: Mapping[str, Any], point: str) -> None:
         options, group = _without_fsgid(storage)
-        os.makedirs(point, exist_ok=True)
+        if os.path.realpath(point) != point:  # by a link of a container's
+            raise errors.InvalidArgument(f"local storage {point}: leads elsewhere")
+        self._made_directories.add(point)
+        if os.path.exists(point):  # a container's: it stays as it is
+            return
+        os.makedirs(point)
         for option in options:
             if option.startswith("mode="):
                 os.chmod(point, int(option[5:], 8) & 0o7777)
         if group is not None:
             os.chown(point, -1, group)
-        self._made_directories.add(point)
 
     def remove(self, points: Sequence[str]) -> None:
         """One user less for each; the last one unmounts. Busy mounts are detached."""

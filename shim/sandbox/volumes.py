@@ -1,13 +1,11 @@
 """What of the host's files and disks a container sees: each mount and device of its spec brought into the guest.
 
-    bind of files             shared, and mounted in the guest from the share
-    bind below /proc, /sys    the guest's own, as a character device below /dev is
-    bind at /dev/shm          the sandbox's /dev/shm, a tmpfs in the guest
-    emptyDir in memory        a tmpfs in the guest that stays as long as the sandbox
-    block device, however     a disk of the VM under the path that the spec wants
-    rootfs on a block device  a disk too, mounted in the guest
-
-An emptyDir in memory is known as kubelet makes it: a tmpfs below a directory of its plugin's name.
+bind of files             shared, and mounted in the guest from the share
+bind below /proc, /sys    the guest's own, as a character device below /dev is
+bind at /dev/shm          the sandbox's /dev/shm, a tmpfs in the guest
+emptyDir in memory        a tmpfs in the guest that stays as long as the sandbox
+block device, however     a disk of the VM under the path that the spec wants
+rootfs on a block device  a disk too, mounted in the guest
 """
 
 from __future__ import annotations
@@ -24,15 +22,13 @@ from shim.agent.api import Device, Storage
 from shim.errors import InvalidArgument, NotFound
 from shim.log import Log
 from shim.rootfs.api import Mount, RootfsShare
-from shim.sandbox.bundle import tmpfs_bytes
 from shim.sandbox.disks import Disks
+from shim.sandbox.memory_volumes import memory_volume
 
 # Where the agent mounts the share (Kata: runtime-rs, share_virtio_fs.rs); the share's guest paths are below it.
 SHARED_DIR = "/run/kata-containers/shared/containers/"
 SANDBOX_SHM = "/run/kata-containers/sandbox/shm"
-_MEMORY_VOLUMES = "/run/kata-containers/sandbox/ephemeral"
 _DISK_ROOTS = "/run/kata-containers/sandbox/rootfs"
-_EMPTY_DIR = "kubernetes.io~empty-dir"
 _GUEST_TREES = ("/proc", "/sys")
 _SHARED = {"shared", "rshared"}
 _FOLLOWING = {"slave", "rslave", *_SHARED}
@@ -90,10 +86,10 @@ class VolumeMaker:
             return
         path = bundle / source
         kind, read_only = _kind(path), bool({"ro", "rro"} & set(options))
-        if (storage := memory_volume(path)) is not None:
-            if storage not in made.storages:
-                made.storages.append(storage)
-            made.mounts.append({**mount, "source": storage.mount_point})
+        if (in_memory := memory_volume(path)) is not None:
+            storages, point = in_memory
+            made.storages.extend(storage for storage in storages if storage not in made.storages)
+            made.mounts.append({**mount, "source": point})
         elif oci.text(mount, "destination") == "/dev/shm":
             made.mounts.append({**mount, "source": SANDBOX_SHM})
         elif stat.S_ISBLK(kind):
@@ -134,19 +130,6 @@ def sandbox_storages(tag: str, shm_bytes: int) -> tuple[Storage, Storage]:
         Storage("virtio-fs", tag, "virtiofs", SHARED_DIR, ("nodev",)),
         Storage("ephemeral", "shm", "tmpfs", SANDBOX_SHM, options),
     )
-
-
-def memory_volume(source: Path) -> Storage | None:
-    """The tmpfs in the guest that stands for an emptyDir in memory; None for any other source."""
-    if source.parent.name != _EMPTY_DIR or (size := tmpfs_bytes(source)) is None:
-        return None
-    found = os.stat(source)
-    mode = f"mode={stat.S_IMODE(found.st_mode):o}"
-    # With its pod's id: the names of volumes are a pod's own, but the directory is the guest's.
-    pod = source.parts[-4] if len(source.parts) > 4 else "pod"
-    options = (f"size={size}", mode, f"uid={found.st_uid}", f"gid={found.st_gid}")
-    point = f"{_MEMORY_VOLUMES}/{pod}/{source.name}"
-    return Storage("ephemeral", "tmpfs", "tmpfs", point, options, shared=True)
 
 
 def _block_node(major: int, minor: int, path: str) -> Path:

