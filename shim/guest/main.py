@@ -101,6 +101,7 @@ async def _prepare(runtime: Runtime, modules: list[str], log: Log) -> None:
         _load([path], log)
     await asyncio.sleep(0)
     network.loopback_up()
+    network.trust_addresses()
     runtime.program = sealed_copy(CRUN)
 
 

@@ -26,6 +26,7 @@ LINK_S = 10.0
 _BUFFER_SIZE = 1 << 18
 _MAX_NAME = 15  # IFNAMSIZ without the NUL
 _NUD_PERMANENT = 0x80
+_IPV6 = "/proc/sys/net/ipv6/conf"
 
 
 class Kernel:
@@ -72,6 +73,17 @@ def loopback_up() -> None:
     """`ip link set lo up`; the kernel gives it its addresses."""
     with Kernel() as kernel:
         kernel.ask(netlink.set_link(1, flags=netlink.IFF_UP, mask=netlink.IFF_UP))
+
+
+def trust_addresses(path: str = f"{_IPV6}/default/accept_dad") -> None:
+    """No duplicate address detection on the NICs that come: of the pod's addresses the host's kernel has done it, and
+    what the kernel adds, a link-local one by the MAC, is the pod's interface's too. Else it would be of no use for
+    the first second or two."""
+    try:
+        with open(path, "w") as file:
+            file.write("0")
+    except FileNotFoundError:  # a kernel without IPv6
+        return
 
 
 async def update_interface(wanted: Message, timeout_s: float = LINK_S) -> None:
@@ -233,7 +245,7 @@ def _number(numbers: Mapping[str, int], item: Message, what: str) -> int:
 
 def _has_ipv6() -> bool:
     try:
-        with open("/proc/sys/net/ipv6/conf/all/disable_ipv6") as file:
+        with open(f"{_IPV6}/all/disable_ipv6") as file:
             return file.read().strip() == "0"
     except FileNotFoundError:
         return False

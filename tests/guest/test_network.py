@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +98,13 @@ def test_an_interface_is_set_up_and_addressed(kernel: type[FakeKernel]) -> None:
         netlink.add_address(2, "10.88.0.2", 24)[::2],
         netlink.set_link(2, flags=netlink.IFF_UP, mask=netlink.IFF_UP | netlink.IFF_NOARP)[::2],
     ]
+
+
+def test_nics_do_not_probe_for_their_addresses(tmp_path: Path) -> None:
+    (tmp_path / "accept_dad").write_text("1\n")
+    network.trust_addresses(str(tmp_path / "accept_dad"))
+    assert (tmp_path / "accept_dad").read_text() == "0"
+    network.trust_addresses(str(tmp_path / "no-ipv6/accept_dad"))
 
 
 def test_a_nic_that_is_still_being_plugged_in_is_waited_for(kernel: type[FakeKernel]) -> None:
