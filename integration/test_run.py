@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -140,3 +141,14 @@ def test_bind_mounts_show_the_host_s_files_and_honour_ro(ctr: Ctr, tmp_path: Pat
     assert done.text == "of the host\nrefused\n"
     assert (tmp_path / "write/file").read_text() == "from guest\n"
     assert (tmp_path / "read/file").read_text() == "of the host\n"
+
+
+@pytest.mark.short
+@pytest.mark.vm
+def test_containerd_is_told_what_the_runtime_can_do(ctr: Ctr) -> None:
+    if ctr.daemon.version != "2":
+        pytest.skip("containerd 1 does not ask")
+    told = json.loads(ctr("plugins", "inspect-runtime", "--runtime", ctr.runtime).ok().out)
+    assert told["Name"] == ctr.runtime
+    assert "rro" in told["Features"]["mountOptions"]
+    assert "user" not in told["Features"]["linux"]["namespaces"]

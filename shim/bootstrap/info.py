@@ -6,11 +6,43 @@ NAME = "io.containerd.kata-py.v2"
 VERSION = "0.1.0"  # as pyproject.toml has it; importlib.metadata would take longer than the rest
 
 
+# What a client may ask for (runtime-spec, features.md). containerd 2 tells kubelet of recursive read-only mounts by
+# "rro". It would tell of user namespaces by "user" and idMap: ids are not mapped on the way into the guest.
+FEATURES = {
+    "ociVersionMin": "1.0.0",
+    "ociVersionMax": "1.1.0",
+    "mountOptions": [
+        "bind",
+        "rbind",
+        "ro",
+        "rw",
+        "rro",
+        "nosuid",
+        "suid",
+        "nodev",
+        "dev",
+        "noexec",
+        "exec",
+        "relatime",
+        "noatime",
+        "private",
+        "rprivate",
+        "slave",
+        "rslave",
+        "shared",
+        "rshared",
+    ],
+    "linux": {"namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"]},
+}
+
+
 def runtime_info() -> bytes:
     """A serialised containerd.types.RuntimeInfo. What containerd sends on stdin does not change it."""
+    import json
+
     from shim.bootstrap import messages
 
-    return messages.runtime_info(NAME, VERSION)
+    return messages.runtime_info(NAME, VERSION, json.dumps(FEATURES).encode())
 
 
 def version_text() -> bytes:

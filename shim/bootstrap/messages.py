@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# containerd's typeurl for a structure of the runtime-spec
+_FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
+
 def decode(message: str, data: bytes) -> dict[str, Any]:
     """A message by its full name; InvalidArgument if it is malformed."""
     return wire.decode(MESSAGES, message, data)
@@ -25,6 +29,8 @@ def delete_response(pid: int, exit_status: int, exited_at_ns: int) -> bytes:
     return wire.encode(MESSAGES, "containerd.task.v2.DeleteResponse", fields)
 
 
-def runtime_info(name: str, version: str) -> bytes:
-    fields = {"name": name, "version": {"version": version}}
+def runtime_info(name: str, version: str, features: bytes) -> bytes:
+    """`features` is the JSON of the runtime-spec's features structure."""
+    packed = {"type_url": _FEATURES, "value": features}
+    fields = {"name": name, "version": {"version": version}, "features": packed}
     return wire.encode(MESSAGES, "containerd.types.RuntimeInfo", fields)

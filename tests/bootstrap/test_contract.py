@@ -1,6 +1,7 @@
 """The rest of the binary contract: -info, -v, mistakes, the messages, and what the programs may cost."""
 
 import hashlib
+import json
 import os
 import subprocess
 import tomllib
@@ -37,6 +38,9 @@ def test_info_is_a_runtime_info_in_containerds_own_terms() -> None:
     assert done.returncode == 0 and done.stderr == b""
     found = types.RuntimeInfo().parse(done.stdout)
     assert (found.name, found.version.version) == ("io.containerd.kata-py.v2", info.VERSION)
+    assert found.features.type_url == "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+    features = json.loads(found.features.value)
+    assert "rro" in features["mountOptions"] and "user" not in features["linux"]["namespaces"]
 
 
 def test_the_version_is_the_projects() -> None:
