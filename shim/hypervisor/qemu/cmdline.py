@@ -24,6 +24,9 @@ _MACHINE = (
 # QEMU needs no new privileges, programs or scheduling after its start (seccomp).
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
+# Translated code in MiB: QEMU's own limit is 1024, which a guest that starts programs all the time does reach, and it
+# counts in the pod's cgroup.
+_EMULATOR = "tcg,thread=multi,tb-size=128"
 # Emulated, a string instruction is a loop of single moves: with these flags the guest's kernel would copy by the
 # byte (rep movsb), without them by eight (rep movsq). A third of the CPU time of bulk output.
 _EMULATED_CPU = "max,-erms,-fsrm"
@@ -45,7 +48,7 @@ def machine(spec: VmSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
     """
     if spec.memory_mib < 64 or spec.vcpus < 1:
         raise InvalidArgument(f"a VM of {spec.memory_mib} MiB and {spec.vcpus} CPUs cannot be made")
-    accel = ("kvm", "host") if accelerator == "kvm" else ("tcg,thread=multi", _EMULATED_CPU)
+    accel = ("kvm", "host") if accelerator == "kvm" else (_EMULATOR, _EMULATED_CPU)
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-S"),
         *("-display", "none"),

@@ -42,6 +42,7 @@ def test_the_vm_starts_paused_with_its_memory_shareable() -> None:
 def test_the_cpu_follows_the_accelerator(accelerator: str, cpu: str) -> None:
     args = arguments(SPEC, accelerator, qmp_fd=5, console_fd=6, memory_fd=7)  # type: ignore[arg-type]
     assert option(args, "-accel")[0].startswith(accelerator)
+    assert ("tb-size=128" in option(args, "-accel")[0]) == (accelerator == "tcg")
     assert option(args, "-cpu") == [cpu]
     assert option(args, "-smp") == ["2"]
 
