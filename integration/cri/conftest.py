@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,8 @@ def pause_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def crictl(request: pytest.FixtureRequest, image: Path, pause_image: Path) -> Iterator[Crictl]:
-    """crictl on a running private containerd of the version at hand, with the runtime under test as its
-    handler. At its end nothing of any pod may be left."""
+    """crictl on a running private containerd of the version at hand."""
     option = request.config.getoption
-    program = program_folder("crictl") / "crictl"
     version, _, sandboxer = request.param.partition("-")
     ours = option("--runtime") == OURS
     if sandboxer and not ours:
@@ -37,6 +36,16 @@ def crictl(request: pytest.FixtureRequest, image: Path, pause_image: Path) -> It
         snapshotter=option("--snapshotter"),
         sandboxer=sandboxer or "podsandbox",
     )
+    with running(daemon, request.config, image, pause_image) as crictl:
+        yield crictl
+
+
+@contextmanager
+def running(daemon: CriContainerd, config: pytest.Config, image: Path, pause_image: Path) -> Iterator[Crictl]:
+    """crictl on this containerd, started and with the images, the runtime under test as its handler. At its end nothing
+    of any pod may be left."""
+    option = config.getoption
+    ours = option("--runtime") == OURS
     try:
         if ours and option("--template") == "auto":
             daemon.tool("template", "create")
@@ -44,7 +53,7 @@ def crictl(request: pytest.FixtureRequest, image: Path, pause_image: Path) -> It
         ctr = Ctr(daemon, option("--runtime"), option("--snapshotter"))
         for path in (image, pause_image):
             import_image(ctr, path, ctr.snapshotter)
-        crictl = Crictl(daemon, program, "kata-py" if ours else "runc")
+        crictl = Crictl(daemon, program_folder("crictl") / "crictl", "kata-py" if ours else "runc")
         crictl.wait_ready()
         yield crictl
         remaining = leak.left(crictl, {"link lo", "link kata-py0"})

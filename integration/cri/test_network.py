@@ -93,19 +93,25 @@ def test_port_forward_to_nobody_is_an_error(crictl: Crictl, forwarded: None) -> 
     assert on_the_node(crictl, READ, "127.0.0.1", "17009")[1:2] in ([], ["0"])  # reset, or ended with nothing
 
 
-def test_a_pod_has_each_interface_that_cni_gives_it(crictl: Crictl) -> None:
-    crictl.daemon.set_network([crictl.daemon.bridge("kata-py1", ["10.99.0.0/16"])], "20-second")
+def test_a_pod_has_each_interface_that_cni_gives_it_and_a_port_of_the_node(crictl: Crictl) -> None:
+    daemon = crictl.daemon
+    daemon.set_network([daemon.bridge(), {"type": "portmap", "capabilities": {"portMappings": True}}])
+    daemon.set_network([daemon.bridge("kata-py1", ["10.99.0.0/16"])], "20-second")
     try:
         crictl.wait_ready()
-        until("both are loaded", lambda: "20-second" in crictl("info").ok().text)
-        pod = crictl.run_pod()
+        for name in ("20-second", "portmap"):
+            until(f"{name} is loaded", lambda name=name: name in crictl("info").ok().text)
+        pod = crictl.run_pod(port_mappings=[{"container_port": 8080, "host_port": 18080}])
     finally:
-        (crictl.daemon.root / "cni/20-second.conflist").unlink()
+        daemon.set_network([daemon.bridge()])
+        (daemon.root / "cni/20-second.conflist").unlink()
     try:
-        box = pod.run("sleep", "1000")
+        box = pod.run("nc", "-ll", "-p", "8080", "-e", "cat", "/payload")
         shown = crictl.sh(box, "ip addr show eth0; ip addr show eth1")
         assert "inet 10.88." in shown and "inet 10.99." in shown
         crictl.sh(box, "ping -c1 -W5 10.88.0.1 && ping -c1 -W5 10.99.0.1")
+        for address in ("10.88.0.1", "127.0.0.1"):
+            assert on_the_node(crictl, READ, address, "18080")[:2] == WHOLE
     finally:
         pod.remove()
         until("the second is unloaded", lambda: "20-second" not in crictl("info").ok().text)

@@ -1,0 +1,69 @@
+"""A node whose cgroups are v2: containerd and all below it see only that hierarchy, as a mount namespace of their own
+shows it. Where controllers are in the hands of v1, it has none: what is then left is the places of processes and the
+form of statistics."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration import process
+from integration.conftest import VERSIONS, daemon_arguments
+from integration.cri.conftest import running
+from integration.cri.crictl import OWN_PIDS, Crictl, until
+from integration.cri.daemon import CriContainerd
+from integration.ctr import Ctr
+
+pytestmark = pytest.mark.vm
+
+ONLY_V2 = 'umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"'
+
+
+@pytest.fixture(scope="module")
+def node(request: pytest.FixtureRequest, image: Path, pause_image: Path) -> Iterator[Crictl]:
+    wanted = request.config.getoption("--containerd")
+    version = wanted if wanted in VERSIONS else "1.6"
+    daemon = CriContainerd(*daemon_arguments(request.config, version), snapshotter="overlayfs")
+    daemon.prefix = ("unshare", "--mount", "sh", "-c", ONLY_V2, "sh", *daemon.prefix)
+    with running(daemon, request.config, image, pause_image) as crictl:
+        yield crictl
+
+
+def places(crictl: Crictl, pod: str) -> dict[str, str]:
+    """Role of each of the pod's processes: its cgroup in v2's hierarchy."""
+    shims = {pid: item for pid, item in process.every().items() if f"-id {pod} " in f"{item.command} "}
+    found = {}
+    for item in {**process.descendants(shims), **shims}.values():
+        lines = Path(f"/proc/{item.pid}/cgroup").read_text().splitlines()
+        (found[item.role],) = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
+    return found
+
+
+def test_a_pod_is_in_its_cgroup_of_v2_and_its_statistics_are_of_v2(node: Crictl) -> None:
+    parent = f"/{node.daemon.root.name}"
+    pod = node.run_pod(linux={**OWN_PIDS, "cgroup_parent": parent})
+    container = pod.run("sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; sleep 100000")
+    found = places(node, pod.id)
+    assert found == dict.fromkeys(("shim", "qemu", "virtiofsd", "device"), f"{parent}/{pod.id}")
+    ctr = Ctr(node.daemon, "io.containerd.kata-py.v2", "overlayfs")
+    shown = json.loads(ctr("task", "metrics", "--format", "json", container).ok().out)
+    assert shown["memory"]["usage"] > 0 and shown["cpu"]["usage_usec"] > 0, shown
+    (stats,) = json.loads(node("stats", "-o", "json", "--id", container).ok().out)["stats"]
+    assert int(stats["memory"]["workingSetBytes"]["value"]) > 0
+    pod.remove()
+    until(lambda: not Path("/sys/fs/cgroup/unified", parent.lstrip("/")).exists())
+
+
+def test_a_killed_shim_s_cgroup_is_removed(node: Crictl) -> None:
+    parent = f"/{node.daemon.root.name}"
+    pod = node.run_pod(linux={**OWN_PIDS, "cgroup_parent": parent})
+    shim = next(item for item in process.every().values() if f"-id {pod.id} " in f"{item.command} ")
+    os.kill(shim.pid, signal.SIGKILL)
+    until(lambda: "SANDBOX_NOTREADY" in node("inspectp", pod.id).ok().text)
+    pod.remove()
+    until(lambda: not Path("/sys/fs/cgroup/unified", parent.lstrip("/"), pod.id).exists())
