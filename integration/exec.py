@@ -120,8 +120,9 @@ def opened(fd: int) -> Iterator[int]:
 
 def read_some(fd: int, size: int = 65536, timeout: float = 30) -> bytes:
     """What comes next, b"" at the end; AssertionError if neither does in time."""
-    ready, _, _ = select.select([fd], [], [], timeout)
-    assert ready, f"nothing to read for {timeout} s"
+    poll = select.poll()  # which takes any descriptor, however many there are
+    poll.register(fd, select.POLLIN)
+    assert poll.poll(timeout * 1000), f"nothing to read for {timeout} s"
     return os.read(fd, size)
 
 

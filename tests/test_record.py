@@ -402,6 +402,7 @@ def test_a_redirection_is_on_disk_before_it_is_made_and_undone_by_teardown(
     record = Record.create("ns", "c1", "")
     record.add_redirection("/proc/self/ns/net", ["eth0", "net1"])
     loaded = Record.load(record.run_dir)
+    assert left(loaded)[0] == ("network", "eth0, net1 in /proc/self/ns/net")
     assert teardown(loaded, time.monotonic() + 5) == []
     assert log.read_text().splitlines() == ["qdisc del dev eth0 ingress", "qdisc del dev net1 ingress"]
 
@@ -423,12 +424,14 @@ def test_a_namespace_that_is_gone_or_another_one_s_now_is_left_alone(
     log = stand_in_for_tc(tmp_path, monkeypatch)
     path = tmp_path / "netns"
     path.touch()
-    redirection = Record.create("ns", "c1", "").add_redirection(str(path), ["eth0"])
+    record = Record.create("ns", "c1", "")
+    redirection = record.add_redirection(str(path), ["eth0"])
     path.rename(tmp_path / "other")
     redirection.undo()
     path.touch()
     redirection.undo()
     assert not log.exists()
+    assert left(record) == [("directory", record.run_dir)]
 
 
 def test_a_namespace_that_is_not_there_cannot_be_recorded(run: Path) -> None:

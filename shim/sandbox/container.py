@@ -197,8 +197,9 @@ class Container:
         guest = self._booted()
         process.advance(Event.START)
         try:
-            ports = await process.attach(guest, self._limits, watch_stdin=False)
-            await guest.agent.exec_process(process.ids, process.spec, ports)
+            async with guest.starting:
+                ports = await process.attach(guest, self._limits, watch_stdin=False)
+                await guest.agent.exec_process(process.ids, process.spec, ports)
             process.begin_stdio()
             await self._end_unused_stdin(guest, process, ports)
             await self._end_stdin(process, process.settle_stdin())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from shim.agent.api import Agent
 from shim.rootfs.api import RootfsShare
@@ -35,12 +36,19 @@ class Limits:
     post_mortem_s: float = 1.0
 
 
+# The guest takes 128 connections that it has not looked at yet, and an exec has three. More at once gain nothing: they
+# wait for the guest's processors, with their time running.
+_EXECS_AT_ONCE = 32
+
+
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A booted guest. `pid` is the VMM's, which stands for every process in the guest."""
+    """A booted guest. `pid` is the VMM's, which stands for every process in the guest; an exec is started inside of
+    `starting`."""
 
     agent: Agent
     stdio: Wiring
     share: RootfsShare
     disks: Disks
     pid: int
+    starting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_EXECS_AT_ONCE))

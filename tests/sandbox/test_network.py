@@ -58,32 +58,6 @@ async def test_what_is_redirected_is_on_record_until_it_is_undone(shim: Stack) -
     assert redirections(shim) == []
 
 
-@pytest.mark.parametrize("where", ["enter", "scan", "attach"])
-def test_a_namespace_that_cannot_be_used_fails_the_boot_and_nothing_stays(tmp_path: Path, where: str) -> None:
-    @with_stack
-    async def scenario(shim: Stack) -> None:
-        prepare(shim)
-        shim.network.fail[where] = Internal("tc: no")
-        with pytest.raises(ShimError, match="tc: no"):
-            await shim.create()
-        assert redirections(shim) == []
-
-    scenario(tmp_path)
-
-
-@pytest.mark.parametrize("call", ["update_interface", "update_routes", "add_arp_neighbours"])
-def test_a_guest_that_refuses_its_network_fails_the_boot(tmp_path: Path, call: str) -> None:
-    @with_stack
-    async def scenario(shim: Stack) -> None:
-        prepare(shim)
-        shim.agent.fail[call] = Internal("Link not found")
-        with pytest.raises(ShimError, match="Link not found"):
-            await shim.create()
-        assert redirections(shim) == []
-
-    scenario(tmp_path)
-
-
 @with_stack
 async def test_without_a_path_nothing_is_entered(shim: Stack) -> None:
     shim.netns = ""

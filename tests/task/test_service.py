@@ -94,6 +94,23 @@ async def test_an_exec_lives_inside_its_container(shim: Stack) -> None:
 
 
 @with_stack
+async def test_any_number_of_execs_may_be_started_at_once_and_wait_for_their_turn(shim: Stack) -> None:
+    await shim.run()
+    held = shim.agent.hold["exec_process"] = asyncio.Event()
+    names = [f"e{number}" for number in range(100)]
+    for name in names:
+        await shim.exec(name)
+    starting = [asyncio.create_task(shim.start(exec_id=name)) for name in names]
+    await until(lambda: shim.agent.calls.count("exec_process") == 32)
+    await asyncio.sleep(0.01)
+    assert shim.agent.calls.count("exec_process") == 32
+    assert (await shim.state()).status == Status.RUNNING
+    held.set()
+    await asyncio.gather(*starting)
+    assert {process.exec_id for process in shim.agent.ports} == {"", *names}
+
+
+@with_stack
 async def test_execs_exit_before_their_container_does(shim: Stack) -> None:
     await shim.run()
     for exec_id in ("e1", "e2"):
