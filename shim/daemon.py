@@ -25,11 +25,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shim import oci, pod_size, vm
+from shim import oci, vm, vm_size
 from shim.agent.api import Agent
 from shim.bootstrap.args import Call, parse
 from shim.bootstrap.start import LISTEN_FD
-from shim.config.annotations import Host, annotated
+from shim.config.annotations import annotated
 from shim.config.load import BODY_VARIABLE, VARIABLE, load
 from shim.config.model import Config
 from shim.errors import Internal, ShimError
@@ -46,6 +46,7 @@ from shim.sandbox.machine import Machine
 from shim.sandbox.parts import Parts
 from shim.template.store import Store
 from shim.template.use import Templates
+from shim.vm_size import Demand, Size
 from shim.vsock.api import VsockDevice
 from shim.vsock.process import VsockProcess
 
@@ -235,9 +236,9 @@ class Daemon:
     def _make_machine(self, spec: Mapping[str, Any], boots: bool) -> Machine:
         if isinstance(self._config, ShimError):
             raise self._config
-        annotations = oci.section(spec, "annotations")
-        config = _sized(annotated(self._config, annotations, _host()), annotations, _host())
-        self._effective = config
+        config = annotated(self._config, oci.section(spec, "annotations"), vm.host())
+        base = Size(config.memory_mib, config.vcpus)
+        config = self._effective = _sized(config, spec)
         netns = pod_path(oci.namespace_path(spec, "network"))
         run_dir = Path(self._record.run_dir)
         hypervisor = QemuHypervisor(self._log, config.hypervisor, self._console)
@@ -255,6 +256,7 @@ class Daemon:
             parts,
             wanted if boots or config.template == "off" else templates.choose(hypervisor, wanted),
             self._record,
+            base=base,
             port=config.stream_port,
             limits=_limits(config),
             log=self._log,
@@ -280,15 +282,13 @@ class Daemon:
         self._log.info("a template is being created", begun=done.returncode == 0)
 
 
-def _host() -> Host:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Host(memory >> 20, os.cpu_count() or 1)
-
-
-def _sized(config: Config, annotations: Mapping[str, Any], host: Host) -> Config:
-    """With a VM as large as the pod's limits want it, which the host may not be."""
-    cpus = min(pod_size.vcpus(config.vcpus, annotations), max(host.cpus, config.vcpus))
-    return replace(config, memory_mib=pod_size.memory_mib(config.memory_mib, annotations), vcpus=cpus)
+def _sized(config: Config, spec: Mapping[str, Any]) -> Config:
+    """With a VM as large as the sandbox's first container says: a pod's has the sums, another its own limits."""
+    pod = vm_size.of_pod(oci.section(spec, "annotations"))
+    own = Demand().updated(oci.section(spec, "linux", "resources"))
+    base = Size(config.memory_mib, config.vcpus)
+    size = vm_size.needed(base, [pod if pod != Demand() else own]).at_most(vm.most(config))
+    return replace(config, memory_mib=size.memory_mib, vcpus=size.vcpus)
 
 
 def _limits(config: Config | ShimError) -> Limits:

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from shim.config.annotations import Host
 from shim.config.model import Config
 from shim.hypervisor.api import VmSpec
+from shim.vm_size import Size
+
+# Every CPU that there might be costs the guest memory, so not all of a large host's without being asked.
+_MAX_VCPUS = 16
+# What an emulated CPU can address is twice as much.
+_MAX_MEMORY_MIB = 512 << 10
+
+
+def host() -> Host:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Host(memory >> 20, os.cpu_count() or 1)
+
+
+def most(config: Config) -> Size:
+    """How large the VM may become."""
+    ours = host()
+    return Size(
+        config.max_memory_mib or min(ours.memory_mib, _MAX_MEMORY_MIB),
+        config.max_vcpus or min(ours.cpus, _MAX_VCPUS),
+    ).at_least(Size(config.memory_mib, config.vcpus))
 
 
 def spec(config: Config, name: str, run_dir: Path, netns: str | None = None) -> VmSpec:
@@ -14,6 +36,7 @@ def spec(config: Config, name: str, run_dir: Path, netns: str | None = None) -> 
     params = [f"agent.passfd_listener_port={config.stream_port}"] if config.stream_port else []
     if config.debug_console:
         params += ["agent.debug_console", f"agent.debug_console_vport={config.debug_console_vport}"]
+    limit = most(config)
     return VmSpec(
         name=name,
         run_dir=run_dir,
@@ -24,4 +47,6 @@ def spec(config: Config, name: str, run_dir: Path, netns: str | None = None) -> 
         vcpus=config.vcpus,
         accelerator=config.accelerator,
         netns=netns,
+        max_memory_mib=limit.memory_mib,
+        max_vcpus=limit.vcpus,
     )

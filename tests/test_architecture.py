@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.log": set(),
     "shim.oci": {"shim.errors"},
     "shim.wire": {"shim.errors"},
-    "shim.pod_size": set(),
+    "shim.vm_size": set(),
     "shim.children": BASE,
     "shim.logfile": BASE,
     "shim.record": BASE,
@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.bootstrap": BASE | {"shim.record", "shim.wire"},
     "shim.config": BASE,
     "shim.hypervisor": BASE | {"shim.children"},
-    "shim.vm": BASE | {"shim.config", "shim.hypervisor.api"},
+    "shim.vm": BASE | {"shim.config", "shim.hypervisor.api", "shim.vm_size"},
     "shim.template": BASE | {"shim.hypervisor.api"},
     "shim.rootfs": BASE | {"shim.children"},
     "shim.vsock": BASE,
@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.network": BASE | {"shim.children"},
     "shim.stdio": BASE | {"shim.vsock.api", "shim.agent.api", "shim.record", "shim.children"},
     "shim.sandbox": BASE
-    | {"shim.oci", "shim.record", "shim.stdio"}
+    | {"shim.oci", "shim.record", "shim.stdio", "shim.vm_size"}
     | {f"shim.{name}.api" for name in ("hypervisor", "vsock", "agent", "rootfs", "network")},
     "shim.task": BASE | {"shim.sandbox", "shim.agent.api", "shim.ttrpc", "shim.pb", "shim.oci"},
     "shim.controller": BASE
@@ -72,7 +72,6 @@ PURE = [
     "shim.network.api",
     "shim.network.plan",
     "shim.oci",
-    "shim.pod_size",
     "shim.rootfs.api",
     "shim.sandbox.states",
     "shim.sandbox.transforms",
@@ -81,6 +80,7 @@ PURE = [
     "shim.template.key",
     "shim.ttrpc.connection",
     "shim.ttrpc.frame",
+    "shim.vm_size",
     "shim.vsock.connection",
     "shim.vsock.handshake",
     "shim.vsock.header",

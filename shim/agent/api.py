@@ -204,6 +204,9 @@ class Agent(Protocol):
     async def update_container(self, container_id: str, resources: Mapping[str, Any]) -> None:
         """Change its limits; `resources` is the runtime spec's object, named so in errors."""
 
+    async def online_cpu_mem(self, nb_cpus: int) -> None:
+        """Put to use what was plugged in: memory, and CPUs until there are `nb_cpus`, for which the agent waits."""
+
     async def stats_container(self, container_id: str) -> ContainerStats: ...
 
     async def list_processes(self, container_id: str) -> Sequence[str]:

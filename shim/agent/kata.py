@@ -207,6 +207,10 @@ class KataAgent(Agent):
             request = pb_guest.SetLimitsRequest(container_id=container_id, files=dict(files))
             await _bounded(self._guest.set_limits(request, timeout=self._call_s))
 
+    async def online_cpu_mem(self, nb_cpus: int) -> None:
+        request = grpc.OnlineCpuMemRequest(nb_cpus=nb_cpus)
+        await _bounded(self._agent.online_cpu_mem(request, timeout=self._call_s))
+
     async def stats_container(self, container_id: str) -> ContainerStats:
         request = grpc.StatsContainerRequest(container_id=container_id)
         timeout_s = min(self._call_s, _MAX_LOOK_S)

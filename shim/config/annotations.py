@@ -1,8 +1,9 @@
 """Settings by annotation: Kata's names, and only those that the setting `enable_annotations` lists.
 
-    io.katacontainers.config.hypervisor.default_memory   memory_mib
-    io.katacontainers.config.hypervisor.default_vcpus    vcpus
-    io.katacontainers.config.hypervisor.kernel_params    words behind those of kernel_params
+    io.katacontainers.config.hypervisor.default_memory      memory_mib
+    io.katacontainers.config.hypervisor.default_vcpus       vcpus
+    io.katacontainers.config.hypervisor.default_max_vcpus   max_vcpus
+    io.katacontainers.config.hypervisor.kernel_params       words behind those of kernel_params
 
 They are the first container's, whose VM it becomes. Whoever may create a pod can write them, so one that is not
 allowed is refused: a pod that runs with something else than it asks for helps nobody. Names are Kata's
@@ -64,7 +65,8 @@ def _enabled(config: Config) -> str:
 
 
 def _check_limits(name: str, key: str, value: Any, host: Host) -> None:
-    limits = {"memory_mib": (host.memory_mib, "MiB"), "vcpus": (host.cpus, "CPUs")}
+    cpus = (host.cpus, "CPUs")
+    limits = {"memory_mib": (host.memory_mib, "MiB"), "vcpus": cpus, "max_vcpus": cpus}
     if key in limits and value > limits[key][0]:
         limit, unit = limits[key]
         raise InvalidArgument(f"annotation {name} = {value}: the host has {limit} {unit}")

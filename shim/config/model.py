@@ -32,11 +32,16 @@ class Config:
     memory_mib: int = rules.whole(256, 128, 1 << 20, annotation="hypervisor.default_memory")
     vcpus: int = rules.whole(1, 1, 240, annotation="hypervisor.default_vcpus")
 
+    # How far it may grow for its containers' limits; 0 is as much as the host has, but no more than 16 CPUs, of which
+    # each that there might be costs the guest memory.
+    max_memory_mib: int = rules.whole(0, 0, 1 << 20)
+    max_vcpus: int = rules.whole(0, 0, 240, annotation="hypervisor.default_max_vcpus")
+
     # What a pod's annotations may set: the last part of io.katacontainers.config.hypervisor.<...>.
     enable_annotations: tuple[str, ...] = rules.some_of(
         ("default_memory", "default_vcpus"),
         lambda: [name.rpartition(".")[2] for name in annotation_names()],
-        "a list of some of default_memory, default_vcpus, kernel_params",
+        "a list of some of default_memory, default_vcpus, default_max_vcpus, kernel_params",
     )
 
     # Start from a saved VM where there is one, and make one where there is none. On a tmpfs it starts a little

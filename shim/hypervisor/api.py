@@ -36,7 +36,8 @@ class SnapshotUnusable(ResourceExhausted):
 @dataclass(frozen=True, slots=True)
 class VmSpec:
     """The machine to make. `kernel_params` are appended after the hypervisor's own. With a `snapshot`, which
-    must be of the same machine, it does not boot but goes on from there.
+    must be of the same machine, it does not boot but goes on from there. Memory and CPUs can be plugged in up to
+    `max_memory_mib` and `max_vcpus`, none if these are not more than what it begins with.
 
     `netns` is where the VMM runs: the path of a network namespace, "" for a new one of its own, None for the
     caller's."""
@@ -51,6 +52,8 @@ class VmSpec:
     accelerator: Accelerator = "auto"
     snapshot: Snapshot | None = None
     netns: str | None = None
+    max_memory_mib: int = 0
+    max_vcpus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,14 @@ class Hypervisor(Protocol):
 
     async def remove_disk(self, disk_id: str) -> None:
         """Take it out again, which the guest has to agree to."""
+
+    async def add_memory(self, memory_mib: int) -> None:
+        """Plug in memory, a multiple of 128 MiB, for good; returns when the guest uses it, which has to run. When the
+        VMM refuses it, nothing of it is left: ResourceExhausted if that is because of how many pieces there are
+        already. When the guest does (FailedPrecondition) or does not answer (DeadlineExceeded), it stays in the VM."""
+
+    async def add_vcpu(self) -> None:
+        """Plug in a CPU for good, which the guest still has to put to use. ResourceExhausted if all are there."""
 
     async def resume(self) -> None:
         """Let the CPUs run."""

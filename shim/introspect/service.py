@@ -32,6 +32,7 @@ class IntrospectService(pb.IntrospectBase):
         if machine is not None:
             response.state = "dead" if machine.died.is_set() else "up" if machine.up_s else "booting"
             response.reason, response.up_s = machine.reason, machine.up_s
+            response.memory_mib, response.vcpus = machine.size.memory_mib, machine.size.vcpus
             response.origin = "template" if machine.restores else "boot"
         response.containers = [
             await _container(item, streams=sandbox_request.streams)

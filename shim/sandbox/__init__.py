@@ -1,7 +1,7 @@
 """One sandbox: a VM and the containers in it. Knows every capability by its `api` only."""
 
 from shim.rootfs.api import Mount
-from shim.sandbox.container import Container, CreateRequest
+from shim.sandbox.container import Container
 from shim.sandbox.events import (
     Emit,
     ExecAdded,
@@ -17,6 +17,7 @@ from shim.sandbox.events import (
     TaskStarted,
 )
 from shim.sandbox.process import Process
+from shim.sandbox.request import CreateRequest
 from shim.sandbox.sandbox import Sandbox
 from shim.sandbox.states import State
 from shim.stdio.uri import Stdio

@@ -64,10 +64,17 @@ class Cgroup:
                 self._emit(TaskResumed(self._id))
 
     async def update(self, resources: Mapping[str, Any]) -> None:
-        """Change its limits. InvalidArgument names what is wrong in `resources`, the runtime spec's object."""
+        """Change its limits, after the VM has what they allow. InvalidArgument names what is wrong in `resources`, the
+        runtime spec's object."""
         if self._init.exit is not None:
             raise Unknown("cannot update a stopped container")
-        await self._booted().agent.update_container(self._id, transforms.guest_resources(resources))
+        guest = self._booted()
+        before = await guest.capacity.claim(self._id, resources)
+        try:
+            await guest.agent.update_container(self._id, transforms.guest_resources(resources))
+        except BaseException:
+            guest.capacity.put_back(self._id, before)
+            raise
 
     async def stats(self) -> ContainerStats:
         """What it uses; `stats_age_s` old at most. When the VM has died, what was last known."""

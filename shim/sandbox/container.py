@@ -9,14 +9,12 @@ import asyncio
 import signal as signals
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from shim import oci
 from shim.agent.api import ProcessIds, StdioPorts
 from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ShimError, Unknown
 from shim.log import Log
-from shim.rootfs.api import Mount
 from shim.sandbox import bundle, transforms
 from shim.sandbox.background import Background
 from shim.sandbox.cgroup import Cgroup
@@ -32,19 +30,10 @@ from shim.sandbox.events import (
 )
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.process import Process
+from shim.sandbox.request import CreateRequest
 from shim.sandbox.states import Event, State, advance
 from shim.sandbox.volumes import VolumeMaker
 from shim.stdio.uri import Stdio
-
-
-@dataclass(frozen=True, slots=True)
-class CreateRequest:
-    """What containerd asks for: `bundle` is a directory, `rootfs` may be empty."""
-
-    id: str
-    bundle: Path
-    rootfs: tuple[Mount, ...]
-    stdio: Stdio
 
 
 class Container:
@@ -93,6 +82,8 @@ class Container:
             if skipped := transforms.host_hooks(spec):
                 self._log.warning("hooks of the host are not run", hooks=",".join(skipped))
             guest = await boot(spec)
+            await guest.capacity.claim(self.id, oci.section(spec, "linux", "resources"))
+            stack.callback(guest.capacity.put_back, self.id, None)
             maker = VolumeMaker(guest.share, guest.disks, self.id, self._log)
             stack.push_async_callback(self._quietly, "remove volumes", maker.remove)
             volumes = await maker.make(self.request.bundle, spec, rootfs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from shim.agent.api import Agent
 from shim.rootfs.api import RootfsShare
+from shim.sandbox.capacity import Capacity
 from shim.sandbox.disks import Disks
 from shim.stdio.wiring import Wiring
 
@@ -50,5 +51,6 @@ class Guest:
     stdio: Wiring
     share: RootfsShare
     disks: Disks
+    capacity: Capacity
     pid: int
     starting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_EXECS_AT_ONCE))

@@ -31,6 +31,7 @@ from shim.log import Log
 from shim.record import Record
 from shim.sandbox.accounting import Accounting
 from shim.sandbox.background import Background
+from shim.sandbox.capacity import Capacity
 from shim.sandbox.disks import Disks
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.network import SandboxNetwork
@@ -38,6 +39,7 @@ from shim.sandbox.parts import Parts, SandboxSettings
 from shim.sandbox.volumes import sandbox_storages
 from shim.stdio.logger import Loggers
 from shim.stdio.wiring import Wiring
+from shim.vm_size import Size
 
 _ENTROPY_BYTES = 512
 _VM = "the VM"
@@ -53,8 +55,8 @@ T = TypeVar("T")
 
 
 class Machine:
-    """One VM, started once. The guest takes streams at `port` (0: stdio goes by RPCs). `died` is set as soon as a part
-    of it has ended by itself, or boot has failed."""
+    """One VM, started once; `base` is its size for containers without limits. The guest takes streams at `port` (0:
+    stdio goes by RPCs). `died` is set as soon as a part of it has ended by itself, or boot has failed."""
 
     def __init__(
         self,
@@ -62,13 +64,14 @@ class Machine:
         spec: VmSpec,
         record: Record,
         *,
+        base: Size,
         port: int,
         limits: Limits,
         log: Log,
         reject_snapshot: Callable[[ShimError], None],
     ) -> None:
         self.reject_snapshot = reject_snapshot  # no VM is to be restored from it any more
-        self._parts, self._spec, self._port = parts, spec, port
+        self._parts, self._spec, self._base, self._port = parts, spec, base, port
         self._record, self._limits, self._log = record, limits, log
         self._network = SandboxNetwork(parts.network, spec.netns or "", record, log)
         self._loggers = Loggers(record, log)
@@ -87,6 +90,12 @@ class Machine:
     def restores(self) -> bool:
         """It does not boot but goes on from a snapshot."""
         return self._spec.snapshot is not None
+
+    @property
+    def size(self) -> Size:
+        """What the VM has now."""
+        spec = self._spec
+        return Size(spec.memory_mib, spec.vcpus) if self._guest is None else self._guest.capacity.size
 
     @property
     def may_boot(self) -> bool:
@@ -176,7 +185,9 @@ class Machine:
         self._log.debug("agent answers", version=version.result())
         stdio = Wiring(parts.device.client, agent, self._port, self._loggers, self._log)
         disks = Disks(parts.hypervisor, self._log)
-        self._guest = Guest(agent, stdio, parts.share, disks, parts.hypervisor.pid)
+        most = Size(self._spec.max_memory_mib, self._spec.max_vcpus)
+        capacity = Capacity(parts.hypervisor, agent, self._log, base=self._base, size=self.size, most=most)
+        self._guest = Guest(agent, stdio, parts.share, disks, capacity, parts.hypervisor.pid)
         return self._guest
 
     def _on_resumed(self) -> None:

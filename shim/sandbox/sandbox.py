@@ -14,12 +14,13 @@ from shim.log import Log
 from shim.record import Record
 from shim.sandbox import bundle
 from shim.sandbox.background import Background
-from shim.sandbox.container import Container, CreateRequest
+from shim.sandbox.container import Container
 from shim.sandbox.endings import KILLED, UNKNOWN
 from shim.sandbox.events import Emit, ExitStatus
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.machine import Machine
 from shim.sandbox.parts import SandboxSettings
+from shim.sandbox.request import CreateRequest
 
 # Linux: __NEW_UTS_LEN
 _MAX_HOSTNAME = 64

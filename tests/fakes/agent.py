@@ -36,6 +36,7 @@ class FakeAgent:
         self.neighbours: list[Neighbour] = []
         self.paused: set[str] = set()
         self.limits: dict[str, Mapping[str, Any]] = {}
+        self.nb_cpus = 0
         self.stats = ContainerStats()
         self.processes: list[str] = [""]
         self.ooms: asyncio.Queue[str] = asyncio.Queue()
@@ -159,6 +160,10 @@ class FakeAgent:
     async def update_container(self, container_id: str, resources: Mapping[str, Any]) -> None:
         await self._do("update_container")
         self.limits[container_id] = resources
+
+    async def online_cpu_mem(self, nb_cpus: int) -> None:
+        await self._do("online_cpu_mem")
+        self.nb_cpus = nb_cpus
 
     async def stats_container(self, container_id: str) -> ContainerStats:
         await self._do("stats_container")

@@ -58,6 +58,14 @@ class FakeHypervisor:
         self._alive()
         self._do("remove_disk", f"remove_disk:{disk_id}")
 
+    async def add_memory(self, memory_mib: int) -> None:
+        self._alive()
+        self._do("add_memory", f"add_memory:{memory_mib}")
+
+    async def add_vcpu(self) -> None:
+        self._alive()
+        self._do("add_vcpu", "add_vcpu")
+
     async def resume(self) -> None:
         self._alive()
         self._do("resume", "resume")

@@ -24,6 +24,7 @@ from shim.task.service import SERVICES, TaskService
 from shim.ttrpc import memory
 from shim.ttrpc.server import Server
 from shim.ttrpc.service import from_grpclib
+from shim.vm_size import Size
 from tests.fakes.agent import FakeAgent
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.network import FakeHostNetwork
@@ -86,10 +87,27 @@ class Stack:
             )
         parts = Parts(self.hypervisor, self.device_process, self.share, self._connect, self.network)
         vm = VmSpec(
-            "c1", self.directory, Path("/k"), Path("/i"), (), 128, 1, snapshot=self.snapshot, netns=self.netns
+            "c1",
+            self.directory,
+            Path("/k"),
+            Path("/i"),
+            (),
+            128,
+            1,
+            snapshot=self.snapshot,
+            netns=self.netns,
+            max_memory_mib=1024,
+            max_vcpus=4,
         )
         return Machine(
-            parts, vm, self.record, port=self.port, limits=LIMITS, log=self.log, reject_snapshot=self._reject
+            parts,
+            vm,
+            self.record,
+            base=Size(128, 1),
+            port=self.port,
+            limits=LIMITS,
+            log=self.log,
+            reject_snapshot=self._reject,
         )
 
     async def _connect(self, _device: Any, _timeout_s: float) -> FakeAgent:

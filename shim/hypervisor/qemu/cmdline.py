@@ -16,6 +16,9 @@ from shim.errors import InvalidArgument
 from shim.hypervisor.api import VmSpec
 
 ROOT_PORT, HOTPLUG_BUS = "port0", "bridge0"
+# How many times memory can be plugged in. A vhost-user backend may know eight regions of it, and those that the VM
+# begins with are up to three.
+MEMORY_SLOTS = 5
 _CONSOLE_FD_SET = 1
 
 _MACHINE = (
@@ -38,6 +41,8 @@ _KERNEL_PARAMS = (
     "panic=-1",  # reboot at once, which -no-reboot turns into QEMU's end
     "cryptomgr.notests",  # self-tests of ciphers: 0.2 s under TCG
     "tsc=reliable",  # or several CPUs would make the clock fall back to a slower one
+    "memhp_default_state=online",  # memory that is plugged in is used at once
+    "swiotlb=noforce",  # or room for memory above 4 GiB would cost 64 MiB of bounce buffers, which no device needs
 )
 
 
@@ -56,8 +61,8 @@ def machine(spec: VmSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
         *("-machine", _MACHINE),
         *("-accel", accel[0]),
         *("-cpu", accel[1]),
-        *("-smp", str(spec.vcpus)),
-        *("-m", f"{spec.memory_mib}M"),
+        *("-smp", str(spec.vcpus) + (f",maxcpus={spec.max_vcpus}" if spec.max_vcpus > spec.vcpus else "")),
+        *("-m", f"{spec.memory_mib}M{_room(spec)}"),
         *("-rtc", "base=utc"),
         *("-device", f"pcie-root-port,id={ROOT_PORT},bus=pcie.0,chassis=1,slot=1"),
         *("-device", f"pcie-pci-bridge,id={HOTPLUG_BUS},bus={ROOT_PORT}"),
@@ -66,6 +71,13 @@ def machine(spec: VmSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
         *("-initrd", str(spec.initrd)),
         *("-append", " ".join((*_KERNEL_PARAMS, *spec.kernel_params))),
     ]
+
+
+def _room(spec: VmSpec) -> str:
+    """For memory to be plugged in."""
+    if spec.max_memory_mib <= spec.memory_mib:
+        return ""
+    return f",slots={MEMORY_SLOTS},maxmem={spec.max_memory_mib}M"
 
 
 def arguments(

@@ -8,7 +8,6 @@ import signal
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import assert_never
 
 from shim.children import Child, find_program, spawn
 from shim.errors import FailedPrecondition, ShimError, Unavailable
@@ -17,17 +16,16 @@ from shim.hypervisor.api import (
     Disk,
     Fingerprint,
     Snapshot,
-    VhostUserFs,
-    VhostUserVsock,
-    VirtioNet,
     VmExit,
     VmSpec,
 )
 from shim.hypervisor.qemu import accelerator, cmdline, memory
 from shim.hypervisor.qemu.console import Console
+from shim.hypervisor.qemu.device import plug
 from shim.hypervisor.qemu.disk import Disks
+from shim.hypervisor.qemu.growth import Growth
 from shim.hypervisor.qemu.migration import Migration
-from shim.hypervisor.qemu.qmp import Event, Json, QmpClient
+from shim.hypervisor.qemu.qmp import Event, QmpClient
 from shim.log import Log
 
 _START_TIMEOUT_S = 15.0
@@ -49,7 +47,7 @@ class QemuHypervisor:
         self._shutdown: str | None = None
         self._stopping = False
         self._migration = Migration()
-        self._disks = Disks()
+        self._disks, self._growth = Disks(), Growth()
         self._awaited_line: tuple[str, asyncio.Event] | None = None
         self._memory: Path | None = None
 
@@ -98,30 +96,19 @@ class QemuHypervisor:
         self._log.info("QEMU started", pid=child.pid, version=version, accelerator=chosen, how=how)
 
     async def add_device(self, device: Device) -> None:
-        match device:
-            case VhostUserVsock():
-                await self._execute("getfd", {"fdname": device.id}, fd=device.fd)
-                await self._plug(
-                    device.id,
-                    {"type": "fd", "data": {"str": device.id}},
-                    {"driver": "vhost-user-vsock-pci", "disable-legacy": "on"},
-                )
-            case VhostUserFs():
-                await self._plug(
-                    device.id,
-                    {"type": "unix", "data": {"path": str(device.socket)}},
-                    {"driver": "vhost-user-fs-pci", "tag": device.tag, "queue-size": 1024},
-                )
-            case VirtioNet():
-                await self._plug_nic(device)
-            case _:
-                assert_never(device)
+        await plug(self._connected(), device, self._log)
 
     async def add_disk(self, disk: Disk) -> str:
         return await self._disks.plug(self._connected(), disk)
 
     async def remove_disk(self, disk_id: str) -> None:
         await self._disks.unplug(self._connected(), disk_id)
+
+    async def add_memory(self, memory_mib: int) -> None:
+        await self._growth.add_memory(self._connected(), memory_mib)
+
+    async def add_vcpu(self) -> None:
+        await self._growth.add_vcpu(self._connected())
 
     async def resume(self) -> None:
         await self._execute("cont")
@@ -211,49 +198,15 @@ class QemuHypervisor:
             raise Unavailable(f"QEMU is gone: {self._on_ended(child).reason}")
         return self._qmp
 
-    async def _execute(self, command: str, arguments: Json | None = None, fd: int | None = None) -> None:
-        await self._connected().execute(command, arguments, fds=() if fd is None else (fd,))
-
-    async def _plug(self, device_id: str, address: Json, properties: Json) -> None:
-        backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        chardev = f"{device_id}-chardev"
-        await self._execute("chardev-add", {"id": chardev, "backend": backend})
-        try:
-            await self._execute(
-                "device_add",
-                {**properties, "id": device_id, "chardev": chardev, "bus": cmdline.HOTPLUG_BUS},
-            )
-        except ShimError:
-            await self._remove_chardev(chardev)
-            raise
-
-    async def _plug_nic(self, device: VirtioNet) -> None:
-        backend = f"{device.id}-tap"
-        await self._execute("getfd", {"fdname": backend}, fd=device.fd)
-        await self._execute("netdev_add", {"type": "tap", "id": backend, "fd": backend})
-        properties = {
-            "driver": "virtio-net-pci",
-            "disable-legacy": "on",
-            "mac": device.mac,
-            "netdev": backend,
-        }
-        await self._execute(
-            "device_add",
-            # Nobody boots from it: no option ROM, which would be another package's file.
-            {**properties, "id": device.id, "romfile": "", "bus": cmdline.HOTPLUG_BUS},
-        )
-
-    async def _remove_chardev(self, chardev: str) -> None:
-        try:
-            await self._execute("chardev-remove", {"id": chardev})
-        except ShimError as err:
-            self._log.warning("a character device stays behind", chardev=chardev, error=err)
+    async def _execute(self, command: str) -> None:
+        await self._connected().execute(command)
 
     def _on_ended(self, child: Child) -> VmExit:
         """Release what belonged to the process and say why it ended. Idempotent."""
         assert child.status is not None
         if self._qmp is not None:
             self._qmp.close()
+        self._growth.on_ended()
         if self._console is not None:
             self._console.close()
         return VmExit(child.status, self._reason(child))
@@ -282,6 +235,7 @@ class QemuHypervisor:
     def _on_event(self, event: Event) -> None:
         self._migration.on_event(event)
         self._disks.on_event(event)
+        self._growth.on_event(event)
         if event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", "no reason given"))
         elif event.name == "GUEST_PANICKED":

@@ -1,0 +1,93 @@
+"""Memory and CPUs plugged into a running QEMU, for good.
+
+    memory   object-add (a memfd that vhost-user processes can map), device_add of a DIMM on it, and the guest's answer
+             (ACPI's _OST): by then its kernel has put the memory to use
+    a CPU    device_add of the first that QEMU has room for and does not have; the guest's agent starts it
+
+Source: qapi/qom.json, qapi/qdev.json, qapi/machine.json, qapi/acpi.json; ACPI 6.5, 6.3.5 (_OST).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+from shim.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, Unavailable
+from shim.hypervisor.qemu import cmdline
+from shim.hypervisor.qemu.qmp import Event, QmpClient
+
+# An emulated guest needs 60 ms for each GiB.
+_TAKE_S = 30.0
+_MIB = 1 << 20
+_OST_SUCCESS = 0
+
+
+class Growth:
+    """All of one QEMU. `on_event` is to get all of its events."""
+
+    def __init__(self, take_s: float = _TAKE_S) -> None:
+        self._take_s = take_s
+        self._dimms = self._cpus = 0
+        self._answers: dict[str, asyncio.Future[int]] = {}
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case Event("ACPI_DEVICE_OST", {"info": {"device": str(device), "status": int(status)}}):
+                answer = self._answers.get(device)
+                if answer is not None and not answer.done():
+                    answer.set_result(status)
+
+    def on_ended(self) -> None:
+        """The guest will not answer any more."""
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(Unavailable("QEMU has ended"))
+                answer.exception()  # whoever waits gets it; nobody has to
+
+    async def add_memory(self, qmp: QmpClient, memory_mib: int) -> None:
+        """See `Hypervisor.add_memory`."""
+        if self._dimms == cmdline.MEMORY_SLOTS:
+            raise ResourceExhausted(
+                f"memory was plugged into this VM {self._dimms} times, and it has no more slots"
+            )
+        dimm = f"dimm{self._dimms}"
+        backend = f"{dimm}-memory"
+        memory = {"qom-type": "memory-backend-memfd", "id": backend, "size": memory_mib * _MIB, "share": True}
+        answer = self._answers[dimm] = asyncio.get_running_loop().create_future()
+        try:
+            async with AsyncExitStack() as undo:
+                await qmp.execute("object-add", memory)
+                undo.push_async_callback(qmp.execute, "object-del", {"id": backend})
+                await qmp.execute("device_add", {"driver": "pc-dimm", "id": dimm, "memdev": backend})
+                undo.pop_all()
+            self._dimms += 1
+            async with asyncio.timeout(self._take_s):
+                status = await answer
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"the guest has not answered to {memory_mib} MiB more memory for {self._take_s:g} s"
+            ) from error
+        finally:
+            del self._answers[dimm]
+        if status != _OST_SUCCESS:
+            raise FailedPrecondition(
+                f"the guest does not take {memory_mib} MiB more memory (_OST {status:#x})"
+            )
+
+    async def add_vcpu(self, qmp: QmpClient) -> None:
+        """See `Hypervisor.add_vcpu`."""
+        slots = await qmp.execute("query-hotpluggable-cpus")
+        kind, place = _free(slots)
+        await qmp.execute("device_add", {"driver": kind, "id": f"cpu{self._cpus}", **place})
+        self._cpus += 1
+
+
+def _free(slots: Any) -> tuple[str, dict[str, Any]]:
+    """The first place without a CPU in it: the driver that goes there, and which place it is."""
+    # QEMU lists the highest first.
+    for slot in reversed(slots if isinstance(slots, list) else []):
+        match slot:
+            case {"type": str(kind), "props": dict(place)} if "qom-path" not in slot:
+                return kind, place
+    raise ResourceExhausted("this VM has no room for another CPU")
