@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shim import oci, vm, vm_size
+from shim import oci, vm
 from shim.agent.api import Agent
 from shim.bootstrap.args import Call, parse
 from shim.bootstrap.start import LISTEN_FD
@@ -46,7 +46,7 @@ from shim.sandbox.machine import Machine
 from shim.sandbox.parts import Parts
 from shim.template.store import Store
 from shim.template.use import Templates
-from shim.vm_size import Demand, Size
+from shim.vm_size import Size
 from shim.vsock.api import VsockDevice
 from shim.vsock.process import VsockProcess
 
@@ -238,7 +238,7 @@ class Daemon:
             raise self._config
         config = annotated(self._config, oci.section(spec, "annotations"), vm.host())
         base = Size(config.memory_mib, config.vcpus)
-        config = self._effective = _sized(config, spec)
+        config = self._effective = vm.sized(config, spec)
         netns = pod_path(oci.namespace_path(spec, "network"))
         run_dir = Path(self._record.run_dir)
         hypervisor = QemuHypervisor(self._log, config.hypervisor, self._console)
@@ -250,17 +250,26 @@ class Daemon:
             network=HostNamespaces(_beside_us("kata-py-netns"), self._log),
         )
         wanted = vm.spec(config, self._call.id, run_dir, netns)
+        # What a template lacks is plugged in: memory costs little, so there is only one with the settings' memory.
+        saved = replace(config, memory_mib=base.memory_mib)
         store = Store(config.template_dir, config.template_limit_mib)
-        templates = Templates(store, self._log, lambda: self._create_template(config))
+        templates = Templates(store, self._log, lambda: self._create_template(saved))
+        restored = None
+        if not boots and config.template != "off":
+            sizes = dict.fromkeys((config.vcpus, base.vcpus))
+            specs = [replace(wanted, memory_mib=base.memory_mib, vcpus=vcpus) for vcpus in sizes]
+            restored = templates.choose(hypervisor, *specs)
+        chosen = restored or wanted
         return Machine(
             parts,
-            wanted if boots or config.template == "off" else templates.choose(hypervisor, wanted),
+            chosen,
             self._record,
             base=base,
+            least=Size(config.memory_mib, config.vcpus),
             port=config.stream_port,
             limits=_limits(config),
             log=self._log,
-            reject_snapshot=lambda error: templates.reject(hypervisor, wanted, error),
+            reject_snapshot=lambda error: templates.reject(hypervisor, chosen, error),
         )
 
     def _create_template(self, config: Config) -> None:
@@ -280,15 +289,6 @@ class Daemon:
             check=False,
         )
         self._log.info("a template is being created", begun=done.returncode == 0)
-
-
-def _sized(config: Config, spec: Mapping[str, Any]) -> Config:
-    """With a VM as large as the sandbox's first container says: a pod's has the sums, another its own limits."""
-    pod = vm_size.of_pod(oci.section(spec, "annotations"))
-    own = Demand().updated(oci.section(spec, "linux", "resources"))
-    base = Size(config.memory_mib, config.vcpus)
-    size = vm_size.needed(base, [pod if pod != Demand() else own]).at_most(vm.most(config))
-    return replace(config, memory_mib=size.memory_mib, vcpus=size.vcpus)
 
 
 def _limits(config: Config | ShimError) -> Limits:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from shim import oci
 from shim.config.annotations import Host
 from shim.config.model import Config
 from shim.hypervisor.api import VmSpec
-from shim.vm_size import Size
+from shim.vm_size import Demand, Size, needed, of_pod
 
 # Every CPU that there might be costs the guest memory, so not all of a large host's without being asked.
 _MAX_VCPUS = 16
@@ -28,6 +32,16 @@ def most(config: Config) -> Size:
         config.max_memory_mib or min(ours.memory_mib, _MAX_MEMORY_MIB),
         config.max_vcpus or min(ours.cpus, _MAX_VCPUS),
     ).at_least(Size(config.memory_mib, config.vcpus))
+
+
+def sized(config: Config, spec: Mapping[str, Any]) -> Config:
+    """With the size that a sandbox is to have from the start, by the spec of its first container: a pod's has the sums
+    of all, another its own limits."""
+    pod = of_pod(oci.section(spec, "annotations"))
+    own = Demand().updated(oci.section(spec, "linux", "resources"))
+    base = Size(config.memory_mib, config.vcpus)
+    size = needed(base, [pod if pod != Demand() else own]).at_most(most(config))
+    return replace(config, memory_mib=size.memory_mib, vcpus=size.vcpus)
 
 
 def spec(config: Config, name: str, run_dir: Path, netns: str | None = None) -> VmSpec:

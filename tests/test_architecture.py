@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.bootstrap": BASE | {"shim.record", "shim.wire"},
     "shim.config": BASE,
     "shim.hypervisor": BASE | {"shim.children"},
-    "shim.vm": BASE | {"shim.config", "shim.hypervisor.api", "shim.vm_size"},
+    "shim.vm": BASE | {"shim.config", "shim.hypervisor.api", "shim.oci", "shim.vm_size"},
     "shim.template": BASE | {"shim.hypervisor.api"},
     "shim.rootfs": BASE | {"shim.children"},
     "shim.vsock": BASE,

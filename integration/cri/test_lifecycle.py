@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from integration import process
-from integration.conftest import PAYLOAD
+from integration.conftest import PAYLOAD, PAYLOAD_HASH
 from integration.cri.crictl import OWN_PIDS, Crictl, Pod, until
 
 MIB = 1 << 20
@@ -56,6 +56,27 @@ def test_stats_and_update_are_the_container_s(pod: Pod, crictl: Crictl) -> None:
     crictl("update", "--memory", str(48 * MIB), container).ok()
     limit = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || true"
     assert crictl.sh(container, limit) == f"{48 * MIB}\n"
+
+
+@pytest.mark.vm
+def test_the_vm_grows_for_containers_that_come_later_and_for_their_updates(pod: Pod, crictl: Crictl) -> None:
+    """A pod of crictl's: nobody has said what its containers will want."""
+    size = "free -m | sed -n 's/^Mem: *\\([0-9]*\\).*/\\1/p'; nproc; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max"
+    limits = limited(memory_limit_in_bytes=400 * MIB, cpu_quota=200000, cpu_period=100000)
+    container = pod.run("sleep", "100000", linux=limits)
+    mib, cpus, memory, *cpu = crictl.sh(container, size).split()
+    assert int(mib) > 600 and int(cpus) == min(2, os.cpu_count() or 1)
+    assert (int(memory), cpu) == (400 * MIB, ["200000", "100000"])
+    crictl(
+        "update", "--memory", str(1200 * MIB), "--cpu-quota", "50000", "--cpu-period", "100000", container
+    ).ok()
+    mib, _, memory, *cpu = crictl.sh(container, size).split()
+    assert int(mib) > 1400 and (int(memory), cpu) == (1200 * MIB, ["50000", "100000"])
+    # More than the whole VM had, in one process.
+    taken = crictl.sh(container, "dd if=/dev/zero bs=500M count=1 2>/dev/null | sha256sum")
+    assert taken.split()[0] == hashlib.sha256(bytes(500 * MIB)).hexdigest()
+    assert hashlib.sha256(crictl.exec(container, "cat", "/payload").ok().out).digest() == PAYLOAD_HASH
+    crictl("rm", "--force", container).ok()
 
 
 @pytest.mark.short

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from shim.errors import DataLoss, ResourceExhausted
+from shim.errors import DataLoss, FailedPrecondition, ResourceExhausted
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 
@@ -31,6 +31,10 @@ class SnapshotRefused(DataLoss):
 
 class SnapshotUnusable(ResourceExhausted):
     """It cannot be restored now, for a reason outside of it: no room, or it was removed meanwhile."""
+
+
+class NotTaken(FailedPrecondition):
+    """Memory was plugged in, and the guest refuses it or does not answer. It stays in the VM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +146,9 @@ class Hypervisor(Protocol):
         """Take it out again, which the guest has to agree to."""
 
     async def add_memory(self, memory_mib: int) -> None:
-        """Plug in memory, a multiple of 128 MiB, for good; returns when the guest uses it, which has to run. When the
-        VMM refuses it, nothing of it is left: ResourceExhausted if that is because of how many pieces there are
-        already. When the guest does (FailedPrecondition) or does not answer (DeadlineExceeded), it stays in the VM."""
+        """Plug in memory, a multiple of 128 MiB, for good; returns when the guest uses it, which has to run. NotTaken
+        if it does not. When the VMM refuses it, nothing of it is left: ResourceExhausted if that is because of how
+        many pieces there are already."""
 
     async def add_vcpu(self) -> None:
         """Plug in a CPU for good, which the guest still has to put to use. ResourceExhausted if all are there."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from shim.agent.api import Agent
-from shim.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted
-from shim.hypervisor.api import Hypervisor
+from shim.errors import ResourceExhausted
+from shim.hypervisor.api import Hypervisor, NotTaken
 from shim.log import Log
 from shim.vm_size import Demand, Size, needed
 
@@ -22,15 +22,25 @@ _FACTOR = 16
 
 
 class Capacity:
-    """Of one VM that has `size` and can grow up to `most`; `base` is what it needs without any limits."""
+    """Of one VM that has `size` and can grow up to `most`. It is to have `least` at the first claim, because that is
+    known of its sandbox; `base` is what it needs without any limits."""
 
     def __init__(
-        self, hypervisor: Hypervisor, agent: Agent, log: Log, *, base: Size, size: Size, most: Size
+        self,
+        hypervisor: Hypervisor,
+        agent: Agent,
+        log: Log,
+        *,
+        base: Size,
+        least: Size,
+        size: Size,
+        most: Size,
     ) -> None:
         self._hypervisor, self._agent, self._log = hypervisor, agent, log
         self._block_mib = _BLOCK_MIB if size.memory_mib < _LARGE_MIB else _LARGE_BLOCK_MIB
         room_mib = _down(max(0, most.memory_mib - size.memory_mib), self._block_mib)
-        self._base, self._most = base, Size(size.memory_mib + room_mib, max(size.vcpus, most.vcpus))
+        self._base, self._least = base, least
+        self._most = Size(size.memory_mib + room_mib, max(size.vcpus, most.vcpus))
         self._demands: dict[str, Demand] = {}
         self._lock = asyncio.Lock()
         self.size = self._used = size  # what it has; what the guest has put to use
@@ -58,7 +68,7 @@ class Capacity:
             self._demands[container_id] = demand
 
     async def _grow(self, container_id: str) -> None:
-        wanted, before = needed(self._base, self._demands.values()), self.size
+        wanted, before = needed(self._base, self._demands.values()).at_least(self._least), self.size
         target = wanted.at_least(self.size).at_most(self._most)
         without = [] if wanted.at_most(target) == wanted else [f"it can have {self._most}"]
         for grow in (self._add_memory, self._add_vcpus):
@@ -86,7 +96,7 @@ class Capacity:
             grown = Size(self.size.memory_mib + step_mib, self.size.vcpus)
             try:
                 await self._hypervisor.add_memory(step_mib)
-            except (FailedPrecondition, DeadlineExceeded):
+            except NotTaken:
                 self.size = grown  # it is there, and the next claim asks the guest again
                 raise
             self.size = grown

@@ -55,8 +55,8 @@ T = TypeVar("T")
 
 
 class Machine:
-    """One VM, started once; `base` is its size for containers without limits. The guest takes streams at `port` (0:
-    stdio goes by RPCs). `died` is set as soon as a part of it has ended by itself, or boot has failed."""
+    """One VM, started once; for `base` and `least` see `Capacity`. The guest takes streams at `port` (0: stdio goes
+    by RPCs). `died` is set as soon as a part of it has ended by itself, or boot has failed."""
 
     def __init__(
         self,
@@ -65,13 +65,15 @@ class Machine:
         record: Record,
         *,
         base: Size,
+        least: Size,
         port: int,
         limits: Limits,
         log: Log,
         reject_snapshot: Callable[[ShimError], None],
     ) -> None:
         self.reject_snapshot = reject_snapshot  # no VM is to be restored from it any more
-        self._parts, self._spec, self._base, self._port = parts, spec, base, port
+        self._parts, self._spec, self._port = parts, spec, port
+        self._base, self._least = base, least
         self._record, self._limits, self._log = record, limits, log
         self._network = SandboxNetwork(parts.network, spec.netns or "", record, log)
         self._loggers = Loggers(record, log)
@@ -186,7 +188,9 @@ class Machine:
         stdio = Wiring(parts.device.client, agent, self._port, self._loggers, self._log)
         disks = Disks(parts.hypervisor, self._log)
         most = Size(self._spec.max_memory_mib, self._spec.max_vcpus)
-        capacity = Capacity(parts.hypervisor, agent, self._log, base=self._base, size=self.size, most=most)
+        capacity = Capacity(
+            parts.hypervisor, agent, self._log, base=self._base, least=self._least, size=self.size, most=most
+        )
         self._guest = Guest(agent, stdio, parts.share, disks, capacity, parts.hypervisor.pid)
         return self._guest
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from shim.errors import DataLoss, ShimError
 from shim.hypervisor.api import Hypervisor, VmSpec
 from shim.log import Log
-from shim.template.store import Store, inputs
+from shim.template.store import Store, Template, inputs
 
 
 class Templates:
@@ -18,27 +18,32 @@ class Templates:
     def __init__(self, store: Store, log: Log, create: Callable[[], None]) -> None:
         self._store, self._log, self._create = store, log, create
 
-    def choose(self, hypervisor: Hypervisor, spec: VmSpec) -> VmSpec:
-        """The spec with a snapshot if there is one; if not, it is made beside."""
+    def choose(self, hypervisor: Hypervisor, *specs: VmSpec) -> VmSpec | None:
+        """The first of these VMs of which there is a template, with its snapshot; None if there is none. The template
+        of the very first is made beside if it is missing."""
         try:
-            key = inputs(hypervisor.fingerprint(spec)).key
-            try:
-                template = self._store.find(key)
-            except DataLoss as error:
-                self._log.warning("broken template removed, the VM boots", key=key, error=error)
-                self._store.remove(key)
-                template = None
-            else:
-                if template is None and (reason := self._store.rejected(key)) is not None:
-                    self._log.warning("there is no template, the VM boots", key=key, error=reason)
-                    return spec
-            if template is None:
-                self._create()
-                return spec
+            for number, spec in enumerate(specs):
+                if (template := self._find(hypervisor, spec, create=number == 0)) is not None:
+                    return replace(spec, snapshot=template.snapshot)
         except (ShimError, OSError) as error:
             self._log.warning("no template can be used, the VM boots", error=error)
-            return spec
-        return replace(spec, snapshot=template.snapshot)
+        return None
+
+    def _find(self, hypervisor: Hypervisor, spec: VmSpec, *, create: bool) -> Template | None:
+        key = inputs(hypervisor.fingerprint(spec)).key
+        try:
+            template = self._store.find(key)
+        except DataLoss as error:
+            self._log.warning("broken template removed", key=key, error=error)
+            self._store.remove(key)
+            template = None
+        else:
+            if template is None and (reason := self._store.rejected(key)) is not None:
+                self._log.warning("there is no template", key=key, error=reason)
+                return None
+        if template is None and create:
+            self._create()
+        return template
 
     def reject(self, hypervisor: Hypervisor, spec: VmSpec, error: ShimError) -> None:
         """A VM that was restored as `spec` says has failed over it, and one that booted has not."""

@@ -24,6 +24,13 @@ def test_others_annotations_are_none_of_our_business() -> None:
     assert annotated(Config(), given, HOST) == Config()
 
 
+def test_how_many_cpus_there_may_be_is_kata_s_default_max_vcpus() -> None:
+    config = Config(enable_annotations=("default_max_vcpus",))
+    assert annotated(config, {f"{HYPERVISOR}default_max_vcpus": "3"}, HOST).max_vcpus == 3
+    with pytest.raises(InvalidArgument, match="= 5: the host has 4 CPUs"):
+        annotated(config, {f"{HYPERVISOR}default_max_vcpus": "5"}, HOST)
+
+
 def test_kernel_params_come_behind_the_settings_own_where_they_are_enabled() -> None:
     config = Config(kernel_params=("a=1",), enable_annotations=("kernel_params",))
     found = annotated(config, {f"{HYPERVISOR}kernel_params": " b=2  loglevel=7 "}, HOST)
@@ -41,6 +48,7 @@ def test_kernel_params_come_behind_the_settings_own_where_they_are_enabled() -> 
         ("default_memory", None, InvalidArgument, "want a whole number"),
         ("default_memory", "8192", InvalidArgument, "= 8192: the host has 4096 MiB"),
         ("default_vcpus", "5", InvalidArgument, "= 5: the host has 4 CPUs"),
+        ("default_max_vcpus", "2", PermissionDenied, "is not allowed"),
         ("default_vcpus", "-1", InvalidArgument, "want a whole number from 1 to 240"),
         ("kernel_params", "debug", PermissionDenied, "enable_annotations has default_memory, default_vcpus"),
         ("kernel", "/my/vmlinux", PermissionDenied, "is not allowed"),

@@ -57,6 +57,7 @@ class Stack:
         self.network = FakeHostNetwork()
         self.netns: str | None = None  # of the machines
         self.hypervisor = FakeHypervisor(pid=os.getpid())
+        self.least = Size(128, 1)  # what the VM is to have at the first container
         self.snapshot: Snapshot | None = None  # of the first machine
         self.rejected: ShimError | None = None  # why the snapshot of the first machine is no good
         self.mended: set[str] = set()  # what fails in the first machine's agent and not in the second's
@@ -104,6 +105,7 @@ class Stack:
             vm,
             self.record,
             base=Size(128, 1),
+            least=self.least,
             port=self.port,
             limits=LIMITS,
             log=self.log,

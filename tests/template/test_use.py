@@ -43,7 +43,7 @@ class Scene:
         log = Log(self.fd, "error")
         asyncio.run(create(self.another(), self.spec, self.store, log, wait=False, timeout_s=1))
 
-    def choose(self) -> VmSpec:
+    def choose(self) -> VmSpec | None:
         return self.templates.choose(self.vm, self.spec)
 
     def warnings(self) -> list[str]:
@@ -57,7 +57,7 @@ def scene(tmp_path: Path) -> Scene:
 
 
 def test_without_a_template_the_vm_boots_and_one_is_begun(scene: Scene) -> None:
-    assert scene.choose() == scene.spec
+    assert scene.choose() is None
     assert scene.creations == 1
     assert scene.warnings() == []
 
@@ -65,22 +65,33 @@ def test_without_a_template_the_vm_boots_and_one_is_begun(scene: Scene) -> None:
 def test_with_one_only_the_snapshot_is_added(scene: Scene) -> None:
     scene.make()
     chosen = scene.choose()
-    assert chosen.snapshot is not None and chosen.snapshot.state.read_bytes() == b"state"
+    assert chosen and chosen.snapshot is not None and chosen.snapshot.state.read_bytes() == b"state"
     assert replace(chosen, snapshot=None) == scene.spec
     assert scene.creations == 0 and scene.warnings() == []
 
 
 def test_another_machine_or_another_kernel_is_another_template(scene: Scene) -> None:
     scene.make()
-    assert scene.templates.choose(scene.vm, replace(scene.spec, memory_mib=65)).snapshot is None
+    assert scene.templates.choose(scene.vm, replace(scene.spec, memory_mib=65)) is None
     scene.kernel.write_text("a new kernel")
-    assert scene.choose().snapshot is None
+    assert scene.choose() is None
+
+
+def test_a_smaller_vm_s_template_does_until_the_right_one_is_made(scene: Scene) -> None:
+    scene.make()
+    larger = replace(scene.spec, vcpus=2)
+    chosen = scene.templates.choose(scene.vm, larger, scene.spec)
+    assert chosen and chosen.snapshot and chosen.vcpus == 1
+    assert scene.creations == 1
+    assert scene.templates.choose(scene.vm, larger, larger) is None  # of those that are there
+    assert scene.templates.choose(scene.vm, scene.spec, larger) == chosen
+    assert scene.creations == 2 and scene.warnings() == []
 
 
 def test_a_broken_one_goes_with_one_warning_and_is_made_anew(scene: Scene) -> None:
     scene.make()
     (scene.folder / "templates" / scene.key / "memory").write_bytes(b"")
-    assert scene.choose() == scene.spec
+    assert scene.choose() is None
     assert scene.creations == 1
     assert not (scene.folder / "templates" / scene.key).exists()
     (warning,) = scene.warnings()
@@ -90,7 +101,7 @@ def test_a_broken_one_goes_with_one_warning_and_is_made_anew(scene: Scene) -> No
 def test_one_that_a_vm_failed_over_is_not_made_again_soon(scene: Scene) -> None:
     scene.make()
     scene.templates.reject(scene.vm, scene.spec, Internal("Unknown ramblock"))
-    assert scene.choose() == scene.spec
+    assert scene.choose() is None
     assert scene.creations == 0
     (warning,) = scene.warnings()
     assert "Unknown ramblock" in warning
@@ -105,6 +116,6 @@ def test_no_trouble_with_templates_fails_a_start(scene: Scene, trouble: str) -> 
     else:
         (scene.folder / "templates").mkdir()
         (scene.folder / "templates").chmod(0o777)
-    assert scene.choose() == scene.spec
+    assert scene.choose() is None
     assert len(scene.warnings()) == 1
     scene.templates.reject(scene.vm, scene.spec, Internal("x"))

@@ -16,9 +16,8 @@ from shim.errors import InvalidArgument
 from shim.hypervisor.api import VmSpec
 
 ROOT_PORT, HOTPLUG_BUS = "port0", "bridge0"
-# How many times memory can be plugged in. A vhost-user backend may know eight regions of it, and those that the VM
-# begins with are up to three.
-MEMORY_SLOTS = 5
+# How many times memory can be plugged in: vhost-user backends know eight regions of it, and a large VM begins with two.
+MEMORY_SLOTS = 6
 _CONSOLE_FD_SET = 1
 
 _MACHINE = (

@@ -13,11 +13,12 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
-from shim.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, Unavailable
+from shim.errors import ResourceExhausted, Unavailable
+from shim.hypervisor.api import NotTaken
 from shim.hypervisor.qemu import cmdline
 from shim.hypervisor.qemu.qmp import Event, QmpClient
 
-# An emulated guest needs 60 ms for each GiB.
+# An emulated guest needs 35 ms for each GiB.
 _TAKE_S = 30.0
 _MIB = 1 << 20
 _OST_SUCCESS = 0
@@ -65,15 +66,13 @@ class Growth:
             async with asyncio.timeout(self._take_s):
                 status = await answer
         except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"the guest has not answered to {memory_mib} MiB more memory for {self._take_s:g} s"
+            raise NotTaken(
+                f"the guest has not taken {memory_mib} MiB more memory in {self._take_s:g} s"
             ) from error
         finally:
             del self._answers[dimm]
         if status != _OST_SUCCESS:
-            raise FailedPrecondition(
-                f"the guest does not take {memory_mib} MiB more memory (_OST {status:#x})"
-            )
+            raise NotTaken(f"the guest does not take {memory_mib} MiB more memory (_OST {status:#x})")
 
     async def add_vcpu(self, qmp: QmpClient) -> None:
         """See `Hypervisor.add_vcpu`."""

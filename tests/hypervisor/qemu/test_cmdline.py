@@ -47,6 +47,18 @@ def test_the_cpu_follows_the_accelerator(accelerator: str, cpu: str) -> None:
     assert option(args, "-smp") == ["2"]
 
 
+def test_a_vm_that_may_grow_has_room_for_memory_and_cpus() -> None:
+    growing = replace(SPEC, max_memory_mib=4096, max_vcpus=8)
+    args = arguments(growing, "tcg", qmp_fd=5, console_fd=6, memory_fd=7)
+    assert option(args, "-m") == ["512M,slots=6,maxmem=4096M"]
+    assert option(args, "-smp") == ["2,maxcpus=8"]
+    full = replace(SPEC, max_memory_mib=512, max_vcpus=1)
+    assert machine(full, "tcg") == machine(SPEC, "tcg") != machine(growing, "tcg")
+    # New memory is used at once, and room for it costs the guest none.
+    (append,) = option(args, "-append")
+    assert {"memhp_default_state=online", "swiotlb=noforce"} <= set(append.split())
+
+
 def test_the_callers_kernel_parameters_come_last() -> None:
     (append,) = option(arguments(SPEC, "tcg", qmp_fd=5, console_fd=6, memory_fd=7), "-append")
     assert append.startswith("console=ttyS0 ")
