@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from integration.conftest import PAYLOAD
+from integration.conftest import PAYLOAD, template_mode
 from integration.ctr import Ctr
 from integration.test_control import CGROUP_MOUNT, update
 from integration.ttrpc import Task
@@ -83,3 +83,16 @@ def test_an_update_beyond_the_vm_makes_it_larger_and_everything_uses_the_new_mem
         assert update(task, box, {"cpu": {"quota": 64 * 100000, "period": 100000}}).code == 0
         assert vm_size(ctr, box) == (1024, min(16, os.cpu_count() or 1))
         assert limits(ctr, box)[1:] == ["6400000", "100000"]
+
+
+def test_a_container_that_is_alone_finds_its_limits_in_the_vm(
+    ctr: Ctr, request: pytest.FixtureRequest
+) -> None:
+    """Also when the VM comes from the template, which is smaller."""
+    container = ctr.detached("sleep", "100000", options=["--null-io", "--memory-limit", str(300 * MIB)])
+    (sandbox,) = (
+        item for item in json.loads(ctr.daemon.tool("ps", "--json")) if item["sandbox"] == container
+    )
+    restores = template_mode(request.config, request.node.callspec.params["containerd"]) == "auto"
+    assert (sandbox["origin"], sandbox["memory_mib"]) == ("template" if restores else "boot", 768)
+    assert guest_size(ctr, container)[0] > 700

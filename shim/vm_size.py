@@ -16,8 +16,8 @@ _MEMORY = "io.kubernetes.cri.sandbox-memory"  # bytes
 _QUOTA, _PERIOD = "io.kubernetes.cri.sandbox-cpu-quota", "io.kubernetes.cri.sandbox-cpu-period"
 
 _MIB = 1 << 20
-# Sizes are rounded up, because each has a template of its own: in these steps up to the size of the second one, then
-# doubled.
+# Sizes are rounded up, so that a VM grows seldom, which it can do a few times only: in these steps up to the size of
+# the second one, then doubled.
 _STEP_MIB, _LARGE_MIB = 256, 1024
 # The kernel's, of cpu.cfs_period_us.
 _DEFAULT_PERIOD_US = 100_000
