@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -38,12 +39,18 @@ def guest_size(ctr: Ctr, container: str) -> tuple[int, int]:
     return int(shown[1]) >> 10, int(shown[3])
 
 
+def sandbox(ctr: Ctr, container: str) -> dict[str, Any]:
+    """What `kata-py ps` says of it."""
+    own = ctr.daemon.namespace
+    found = json.loads(ctr.daemon.tool("ps", "--json"))
+    (shown,) = (item for item in found if (item["namespace"], item["sandbox"]) == (own, container))
+    return dict(shown)
+
+
 def vm_size(ctr: Ctr, container: str) -> tuple[int, int]:
     """MiB and CPUs as the shim has it."""
-    for sandbox in json.loads(ctr.daemon.tool("ps", "--json")):
-        if sandbox["sandbox"] == container:
-            return sandbox["memory_mib"], sandbox["vcpus"]
-    raise AssertionError(f"no sandbox {container}")
+    shown = sandbox(ctr, container)
+    return shown["memory_mib"], shown["vcpus"]
 
 
 def limits(ctr: Ctr, container: str) -> list[str]:
@@ -90,9 +97,7 @@ def test_a_container_that_is_alone_finds_its_limits_in_the_vm(
 ) -> None:
     """Also when the VM comes from the template, which is smaller."""
     container = ctr.detached("sleep", "100000", options=["--null-io", "--memory-limit", str(300 * MIB)])
-    (sandbox,) = (
-        item for item in json.loads(ctr.daemon.tool("ps", "--json")) if item["sandbox"] == container
-    )
+    shown = sandbox(ctr, container)
     restores = template_mode(request.config, request.node.callspec.params["containerd"]) == "auto"
-    assert (sandbox["origin"], sandbox["memory_mib"]) == ("template" if restores else "boot", 768)
+    assert (shown["origin"], shown["memory_mib"]) == ("template" if restores else "boot", 768)
     assert guest_size(ctr, container)[0] > 700
