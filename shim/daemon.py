@@ -208,6 +208,9 @@ class Daemon:
         try:
             await self._sandbox.aclose()
             await self._remove_traces()
+        except Exception as error:
+            self._log.error("the shim cannot end in order", error=repr(error))
+            raise
         finally:  # what could not be ended in order dies with us, and `delete` does the rest
             asyncio.get_running_loop().call_later(_ANSWER_S, self._done.set)
 

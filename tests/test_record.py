@@ -12,7 +12,7 @@ import pytest
 
 from shim import record
 from shim.errors import DataLoss, DeadlineExceeded, InvalidArgument, NotFound
-from shim.record import LOGGER, Process, Record, left, lock, place, sandbox_dir, teardown
+from shim.record import LOGGER, Process, Record, exiting, left, lock, place, sandbox_dir, teardown
 from shim.record.removal import mounts_below, remove_tree, unmount
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -214,6 +214,17 @@ def test_a_zombie_does_not_count_as_alive(spawn: Spawn) -> None:
     process.kill()
     assert process.wait_gone(soon())
     assert child.poll() is not None or not process.alive()
+
+
+def test_a_process_that_ends_says_so(spawn: Spawn) -> None:
+    child = spawn()
+    assert not exiting(child.pid)
+    child.kill()
+    while Process.find("x", child.pid).alive():
+        time.sleep(0.001)
+    assert exiting(child.pid), "not reaped yet"
+    child.wait()
+    assert exiting(child.pid)
 
 
 def test_a_name_full_of_parentheses_does_not_hide_the_start_time(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import time
 from shim.bootstrap import address, messages
 from shim.bootstrap.group import Group, group_of
 from shim.errors import DataLoss, DeadlineExceeded, NotFound, ShimError
-from shim.record import Record, lock, sandbox_dir, teardown
+from shim.record import Record, exiting, lock, sandbox_dir, teardown
 from shim.record.removal import unmount
 
 TYPE_CHECKING = False
@@ -71,12 +71,13 @@ def lives(record: Record, deadline: float) -> bool:
     the lock held, so that it is not just being started."""
     if record.socket and address.answers(record.socket):
         return True
-    # A shim that shuts down in order removes its socket first and all the rest itself. One that left the socket
-    # has crashed, perhaps so lately that the kernel is not done with it.
-    crashed = os.path.exists(record.socket)
     daemon = record.daemon()
-    patience = min(deadline, time.monotonic() + _DYING_S) if crashed else 0
-    return daemon is not None and not daemon.wait_gone(patience)
+    if daemon is None:
+        return False
+    # A shim that shuts down in order removes its socket first and all the rest itself. One that left the socket
+    # has crashed, perhaps so lately that the kernel is not done with it; so it may be with one that was ending.
+    dying = os.path.exists(record.socket) or exiting(daemon.pid)
+    return not daemon.wait_gone(min(deadline, time.monotonic() + _DYING_S) if dying else 0)
 
 
 def _working_directory() -> str:

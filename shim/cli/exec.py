@@ -55,12 +55,11 @@ async def _shell(device: DeviceClient, port: int) -> int:
     connection.setblocking(True)
     with connection:
         agent = await Channel.connect(await device.connect(_AGENT_PORT, _CONNECT_S))
+        guest = GuestStub(agent)  # type: ignore[arg-type]
+        ended = asyncio.create_task(guest.wait_console(WaitConsoleRequest(host_port), timeout=None))
+        resizing = asyncio.create_task(_resize(guest, host_port))
         try:
-            guest = GuestStub(agent)  # type: ignore[arg-type]
-            ended = asyncio.create_task(guest.wait_console(WaitConsoleRequest(host_port), timeout=None))
-            resizing = asyncio.create_task(_resize(guest, host_port))
             await asyncio.to_thread(_copy, connection)
-            resizing.cancel()
             async with asyncio.timeout(_CONNECT_S):
                 return (await ended).status & 0xFF
         except Unimplemented:
@@ -68,6 +67,8 @@ async def _shell(device: DeviceClient, port: int) -> int:
         except TimeoutError as error:
             raise DeadlineExceeded("the agent does not tell how the shell has ended") from error
         finally:
+            ended.cancel()
+            resizing.cancel()
             await agent.aclose()
             with contextlib.suppress(OSError):  # so that a copying that was interrupted ends
                 connection.shutdown(socket.SHUT_RDWR)

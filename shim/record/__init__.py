@@ -14,7 +14,7 @@ Standard library only and light: `start` imports it.
 """
 
 from shim.record.place import lock, sandbox_dir, write_file
-from shim.record.process import LOGGER, Process
+from shim.record.process import LOGGER, Process, exiting
 from shim.record.record import Record
 from shim.record.redirection import Redirection
 from shim.record.teardown import left, remove_run_dir, teardown
@@ -24,6 +24,7 @@ __all__ = [
     "Process",
     "Record",
     "Redirection",
+    "exiting",
     "left",
     "lock",
     "remove_run_dir",

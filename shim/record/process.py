@@ -11,6 +11,7 @@ from shim.errors import NotFound
 LOGGER = "logger"
 
 _SIGKILL = 9  # the signal module costs 2 ms to import
+_PF_EXITING = 0x4  # <linux/sched.h>
 
 
 class Process:
@@ -25,15 +26,15 @@ class Process:
     def find(cls, role: str, pid: int) -> Process:
         """The process that has `pid` now, which must be a child of the caller or the caller itself: nobody
         else's pid is known to be still the same one's. NotFound without one."""
-        start_time = _stat(pid)[1]
+        start_time = _stat(pid).start_time
         if start_time < 0:
             raise NotFound(f"{role}: no process {pid}")
         return cls(role, pid, start_time)
 
     def alive(self) -> bool:
         """Whether it still runs; a zombie does not."""
-        state, start_time = _stat(self.pid)
-        return start_time == self.start_time and state not in "ZX"
+        found = _stat(self.pid)
+        return found.start_time == self.start_time and found.state not in "ZX"
 
     def kill(self) -> None:
         """Send SIGKILL, if it is still there."""
@@ -76,12 +77,26 @@ class Process:
         return None
 
 
-def _stat(pid: int) -> tuple[str, int]:
-    """State letter and start time from /proc/<pid>/stat (proc(5)); ("X", -1) without such a process."""
+def exiting(pid: int) -> bool:
+    """Whether it is about to end, or has ended. The kernel says so before it closes any descriptor of it."""
+    found = _stat(pid)
+    return found.state in "ZX" or bool(found.flags & _PF_EXITING)
+
+
+class _Stat:
+    """Of /proc/<pid>/stat (proc(5)); state "X" and start time -1 without such a process."""
+
+    __slots__ = ("flags", "start_time", "state")
+
+    def __init__(self, state: str, flags: int, start_time: int) -> None:
+        self.state, self.flags, self.start_time = state, flags, start_time
+
+
+def _stat(pid: int) -> _Stat:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # pid (comm) state ppid ... : comm may hold spaces and parentheses; field 22 is the start time
+            # pid (comm) state ppid ... : comm may hold spaces and parentheses; fields 9 and 22 are flags and start time
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return "X", -1
-    return fields[0].decode(), int(fields[19])
+        return _Stat("X", 0, -1)
+    return _Stat(fields[0].decode(), int(fields[6]), int(fields[19]))

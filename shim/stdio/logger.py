@@ -20,13 +20,12 @@ from contextlib import suppress
 from shim.children import Child, spawn_with_fds
 from shim.errors import DeadlineExceeded, Internal
 from shim.log import Log
-from shim.record import LOGGER, Record
+from shim.record import LOGGER, Record, exiting
 from shim.stdio.uri import Logger
 
 _START_S = 10.0
 # After the end of its pipes, then after SIGTERM. CRI gives Delete 10 s for everything.
 _DRAIN_S, _TERM_S = 6.0, 2.0
-_PF_EXITING = 0x4  # <linux/sched.h>; in /proc/<pid>/stat
 
 
 class LoggerProcess:
@@ -126,19 +125,8 @@ async def _until_ready(child: Child, fd: int, *, byte: bool) -> None:
         raise DeadlineExceeded(f"logger {name}: not ready after {_START_S:g} s")
     if said.is_set() and os.read(fd, 1):
         return
-    if child.status is not None or _exiting(child.pid):
+    if child.status is not None or exiting(child.pid):
         await child.wait()
         raise Internal(f"logger {name}: has ended before it was ready: {child.failure()}")
     if byte:
         raise Internal(f"logger {name}: has closed fd 5 without a byte")
-
-
-def _exiting(pid: int) -> bool:
-    """Whether a child of ours that has closed a descriptor did so because it ends. The kernel says so before it
-    closes any."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # pid (comm) state ppid pgrp session tty_nr tpgid flags: comm may hold spaces and parentheses
-            return bool(int(file.read().rpartition(b")")[2].split()[6]) & _PF_EXITING)
-    except (FileNotFoundError, ProcessLookupError):
-        return True

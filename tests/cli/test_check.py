@@ -13,13 +13,15 @@ from shim.cli import host
 from shim.cli.check import Finding, check
 from shim.cli.host import Containerd
 from shim.config.model import Config
+from shim.record import place
 
 from .conftest import Tool
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Settings of a host where all is well."""
+    monkeypatch.setattr(place, "RUN_DIR", str(tmp_path / "run"))
     outputs = {}
     for name in ("vmlinux", "initrd.cpio"):
         (tmp_path / name).write_text(name)
