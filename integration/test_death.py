@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from integration import leak, process
 from integration.ctr import Ctr
 from integration.sandbox import members, wait_gone
 from integration.test_task import until
@@ -92,3 +94,20 @@ def test_a_shim_that_is_asked_to_stop_cleans_up_itself(ctr: Ctr) -> None:
     shim = next(item for item in everyone.values() if item.role == "shim")
     os.kill(shim.pid, signal.SIGTERM)
     wait_gone(everyone.values(), timeout=15)
+
+
+@pytest.mark.vm
+def test_a_shim_that_is_killed_while_it_ends_leaves_nothing(ctr: Ctr, tmp_path: Path) -> None:
+    """Its logger is deaf, so it has some seconds to go after its socket."""
+    program = tmp_path / "logger"
+    program.write_text(f"#!/bin/sh\n# of {ctr.daemon.root}\nexec 5>&-\nexec sleep 1000\n")
+    program.chmod(0o755)
+    container = ctr.detached("sleep", "1000", options=["--log-uri", f"binary://{program}"])
+    everyone = members(ctr, container)
+    shim = next(item for item in everyone.values() if item.role == "shim")
+    os.kill(shim.pid, signal.SIGTERM)
+    until("the socket is gone", lambda: not any(path.exists() for path in ctr.daemon.shim_sockets(container)))
+    assert process.alive([shim])
+    os.kill(shim.pid, signal.SIGKILL)
+    wait_gone(everyone.values(), timeout=8)
+    until("the sandbox is gone", lambda: not (leak.RUN / ctr.daemon.namespace / container).exists())
