@@ -224,7 +224,7 @@ def _runtime(daemon: Containerd) -> Finding:
 def _leftovers(config: Config) -> Finding:
     try:
         found = leftovers(config)
-    except ShimError as error:
+    except (ShimError, OSError) as error:
         return Finding("leftovers", "note", f"cannot be looked for: {error}")
     if not found:
         return Finding("leftovers", "ok", "none of dead shims")
