@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,42 +18,52 @@ pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module")
-def ext4(ctr: Ctr, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test image as an ext4 file system in a file."""
-    folder = tmp_path_factory.mktemp("ext4")
-    (folder / "tree").mkdir()
-    ctr("image", "mount", "--snapshotter", ctr.snapshotter, IMAGE, str(folder / "tree")).ok()
-    try:
-        command = ["mke2fs", "-q", "-t", "ext4", "-d", str(folder / "tree"), str(folder / "disk"), "32M"]
-        subprocess.run(command, check=True)
-        # Where the spec has a mount, a root that is read-only needs a directory.
-        subprocess.run(
-            ["debugfs", "-w", "-R", "mkdir /run", folder / "disk"], check=True, capture_output=True
-        )
-    finally:
-        ctr("image", "unmount", "--rm", str(folder / "tree")).ok()
-    return folder / "disk"
+def tree(ctr: Ctr, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The test image's files."""
+    folder = tmp_path_factory.mktemp("tree")
+    ctr("image", "mount", "--snapshotter", ctr.snapshotter, IMAGE, str(folder)).ok()
+    yield folder
+    ctr("image", "unmount", "--rm", str(folder)).ok()
+
+
+@pytest.fixture(scope="module")
+def ext4(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with an ext4 file system of them."""
+    path = tmp_path_factory.mktemp("ext4") / "disk"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(path), "32M"], check=True)
+    # Where the spec has a mount, a root that is read-only needs a directory.
+    subprocess.run(["debugfs", "-w", "-R", "mkdir /run", path], check=True, capture_output=True)
+    return path
 
 
 @pytest.fixture(params=["device", "file"])
 def disk(request: pytest.FixtureRequest, ext4: Path, tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A copy of it, and the option that its kind of source has; nothing may hold it at the end."""
+    """A copy of it, and the option that its kind of source has."""
     path = tmp_path / "disk"
     path.write_bytes(ext4.read_bytes())
     if request.param == "file":
         yield path, "loop"
         return
+    with looped(path) as device:
+        yield device, "discard"
+
+
+@contextmanager
+def looped(path: Path) -> Iterator[Path]:
+    """A block device on a file. Nothing may hold it at the end."""
     made = subprocess.run(["losetup", "--find", "--show", path], check=True, capture_output=True, text=True)
     device = Path(made.stdout.strip())
     try:
-        yield device, "discard"
+        yield device
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
         # A device that is still open would be detached by its last user, some time.
         assert subprocess.run(["losetup", "-n", "-j", path], capture_output=True, check=True).stdout == b""
 
 
-def run(ctr: Ctr, box: str, bundle: Path, script: str, source: Path, *options: str) -> tuple[int, str]:
+def run(
+    ctr: Ctr, box: str, bundle: Path, script: str, source: Path, *options: str, kind: str = "ext4"
+) -> tuple[int, str]:
     """A shell script in a container of the box's sandbox whose root is this mount, as containerd's client asks for
     it; its exit status and output."""
     name = f"{box}-disk"
@@ -69,7 +80,7 @@ def run(ctr: Ctr, box: str, bundle: Path, script: str, source: Path, *options: s
             "Create",
             f1=name,
             f2=str(bundle),
-            f3=message(f1="ext4", f2=str(source)) + words,
+            f3=message(f1=kind, f2=str(source)) + words,
             f6=f"file://{out}",
         )
         assert created.code == 0, created.message
@@ -120,3 +131,28 @@ def test_a_read_only_root_on_a_disk_stays_as_it_is(
     code, said = run(ctr, box, tmp_path / "bundle", script, source, option, "ro")
     assert (code, said.split()) == (1, [PAYLOAD_HASH, "-", "1"])
     assert source.read_bytes() == before
+
+
+@contextmanager
+def mounted(device: Path, at: Path) -> Iterator[None]:
+    subprocess.run(["mount", device, at], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", at], check=True)
+
+
+def test_a_root_may_be_xfs(ctr: Ctr, box: str, tree: Path, tmp_path: Path) -> None:
+    """devmapper's other file system, which the guest's kernel learns when it is wanted."""
+    image, point = tmp_path / "disk", tmp_path / "point"
+    point.mkdir()
+    subprocess.run(["truncate", "--size=320M", image], check=True)
+    subprocess.run(["mkfs.xfs", "-q", image], check=True)
+    script = "grep -c ' / xfs rw' /proc/mounts; sha256sum </payload; echo written >/note"
+    with looped(image) as device:
+        with mounted(device, point):
+            subprocess.run(["cp", "-a", f"{tree}/.", point], check=True)
+        code, said = run(ctr, box, tmp_path / "bundle", script, device, "nouuid", kind="xfs")
+        assert (code, said.split()) == (0, ["1", PAYLOAD_HASH, "-"])
+        with mounted(device, point):
+            assert (point / "note").read_text() == "written\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from integration import process
-from integration.conftest import VERSIONS, daemon_arguments
+from integration.conftest import daemon_arguments
 from integration.cri.conftest import running
 from integration.cri.crictl import OWN_PIDS, Crictl, until
 from integration.cri.daemon import CriContainerd
@@ -25,10 +25,13 @@ ONLY_V2 = 'umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup &
 
 
 @pytest.fixture(scope="module")
-def node(request: pytest.FixtureRequest, image: Path, pause_image: Path) -> Iterator[Crictl]:
-    wanted = request.config.getoption("--containerd")
-    version = wanted if wanted in VERSIONS else "1.6"
-    daemon = CriContainerd(*daemon_arguments(request.config, version), snapshotter="overlayfs")
+def crictl(request: pytest.FixtureRequest, image: Path, pause_image: Path) -> Iterator[Crictl]:
+    version, _, sandboxer = request.param.partition("-")
+    daemon = CriContainerd(
+        *daemon_arguments(request.config, version),
+        snapshotter="overlayfs",
+        sandboxer=sandboxer or "podsandbox",
+    )
     daemon.prefix = ("unshare", "--mount", "sh", "-c", ONLY_V2, "sh", *daemon.prefix)
     with running(daemon, request.config, image, pause_image) as crictl:
         yield crictl
@@ -44,26 +47,26 @@ def places(crictl: Crictl, pod: str) -> dict[str, str]:
     return found
 
 
-def test_a_pod_is_in_its_cgroup_of_v2_and_its_statistics_are_of_v2(node: Crictl) -> None:
-    parent = f"/{node.daemon.root.name}"
-    pod = node.run_pod(linux={**OWN_PIDS, "cgroup_parent": parent})
+def test_a_pod_is_in_its_cgroup_of_v2_and_its_statistics_are_of_v2(crictl: Crictl) -> None:
+    parent = f"/{crictl.daemon.root.name}"
+    pod = crictl.run_pod(linux={**OWN_PIDS, "cgroup_parent": parent})
     container = pod.run("sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; sleep 100000")
-    found = places(node, pod.id)
+    found = places(crictl, pod.id)
     assert found == dict.fromkeys(("shim", "qemu", "virtiofsd", "device"), f"{parent}/{pod.id}")
-    ctr = Ctr(node.daemon, "io.containerd.kata-py.v2", "overlayfs")
+    ctr = Ctr(crictl.daemon, "io.containerd.kata-py.v2", "overlayfs")
     shown = json.loads(ctr("task", "metrics", "--format", "json", container).ok().out)
     assert shown["memory"]["usage"] > 0 and shown["cpu"]["usage_usec"] > 0, shown
-    (stats,) = json.loads(node("stats", "-o", "json", "--id", container).ok().out)["stats"]
+    (stats,) = json.loads(crictl("stats", "-o", "json", "--id", container).ok().out)["stats"]
     assert int(stats["memory"]["workingSetBytes"]["value"]) > 0
     pod.remove()
     until(lambda: not Path("/sys/fs/cgroup/unified", parent.lstrip("/")).exists())
 
 
-def test_a_killed_shim_s_cgroup_is_removed(node: Crictl) -> None:
-    parent = f"/{node.daemon.root.name}"
-    pod = node.run_pod(linux={**OWN_PIDS, "cgroup_parent": parent})
+def test_a_killed_shim_s_cgroup_is_removed(crictl: Crictl) -> None:
+    parent = f"/{crictl.daemon.root.name}"
+    pod = crictl.run_pod(linux={**OWN_PIDS, "cgroup_parent": parent})
     shim = next(item for item in process.every().values() if f"-id {pod.id} " in f"{item.command} ")
     os.kill(shim.pid, signal.SIGKILL)
-    until(lambda: "SANDBOX_NOTREADY" in node("inspectp", pod.id).ok().text)
+    until(lambda: "SANDBOX_NOTREADY" in crictl("inspectp", pod.id).ok().text)
     pod.remove()
     until(lambda: not Path("/sys/fs/cgroup/unified", parent.lstrip("/"), pod.id).exists())

@@ -48,6 +48,7 @@ def test_a_log_file_is_whole(pod: Pod, crictl: Crictl) -> None:
     assert len(text) > 64 * MIB and hashlib.sha256(text).digest() == hashlib.sha256(wanted).digest()
 
 
+@pytest.mark.short
 def test_stats_and_update_are_the_container_s(pod: Pod, crictl: Crictl) -> None:
     container = pod.run("sh", "-c", "while :; do :; done", linux=limited(memory_limit_in_bytes=64 * MIB))
     (stats,) = json.loads(crictl("stats", "-o", "json", "--id", container).ok().out)["stats"]

@@ -59,6 +59,7 @@ def test_exec_has_the_process_s_streams_and_exit_code(crictl: Crictl, box: str) 
     assert synchronous.text.split() == ["out", "err"]  # crictl prints both to its stdout
 
 
+@pytest.mark.short
 def test_a_terminal_works(crictl: Crictl, box: str) -> None:
     terminal = crictl.terminal("exec", "-it", box, "sh")
     terminal.write(b"tty; echo result $((6 * 7))\n")
@@ -68,6 +69,7 @@ def test_a_terminal_works(crictl: Crictl, box: str) -> None:
     terminal.finish()
 
 
+@pytest.mark.short
 def test_attach_sees_output_and_gives_input(pod: Pod, crictl: Crictl) -> None:
     container = pod.run("sh", "-c", "read line; echo got $line; sleep 1; exit 5", stdin=True, stdin_once=True)
     attached = crictl("attach", "-i", container, stdin=b"hello\n")
@@ -108,6 +110,7 @@ def test_ipc_and_shm_are_the_pod_s_but_processes_are_not(pod: Pod, crictl: Crict
     crictl("rm", "--force", other).ok()
 
 
+@pytest.mark.short
 def test_a_program_that_is_not_there_fails_the_start_and_nothing_else(
     pod: Pod, crictl: Crictl, box: str
 ) -> None:

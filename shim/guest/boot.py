@@ -122,6 +122,22 @@ def load_by_name(name: str, parameters: str, directory: str = MODULES) -> None:
         raise errors.NotFound(f"the guest image has no kernel module {name}")
 
 
+def load_file_system(name: str, directory: str = MODULES) -> None:
+    """What the image has for a file system of disks, and the kernel has not yet; nothing for others. Raises OSError."""
+    if not name.isidentifier() or os.path.isdir(f"/sys/module/{name}"):
+        return
+    try:
+        with open(f"{directory}/{name}/order") as file:
+            modules = file.read().split()
+    except FileNotFoundError:
+        return
+    import zlib
+
+    for module in modules:
+        with open(f"{directory}/{name}/{module}.z", "rb") as compressed:
+            syscall.load_module_data(zlib.decompress(compressed.read()), module)
+
+
 def parse_cmdline(text: str) -> dict[str, str]:
     """The agent's parameters on the kernel command line, `agent.<name>=<value>`; the last one counts."""
     parameters = {}

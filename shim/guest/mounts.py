@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from shim import errors
-from shim.guest import syscall
+from shim.guest import boot, syscall
 from shim.guest.devices import find_disk
 
 TYPE_CHECKING = False
@@ -125,6 +125,7 @@ class Storages:
                     await self._virtio_fs(storage, point)
                 case "blk":
                     source = await find_disk(storage.get("source", ""))
+                    boot.load_file_system(storage.get("fstype", ""))
                     self._make(storage, point, source, storage.get("fstype", ""))
                 case "overlayfs":
                     self._overlay(storage, point)

@@ -5,6 +5,7 @@ Every function raises OSError with the path (or name) it was about.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -45,6 +46,7 @@ RB_POWER_OFF = 0x4321FEDC
 _PR_SET_CHILD_SUBREAPER = 36
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
+_INIT_MODULE = {"x86_64": 175, "aarch64": 105}
 _FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -85,6 +87,13 @@ def load_module(path: str, parameters: str = "") -> None:
         pass
     finally:
         os.close(fd)
+
+
+def load_module_data(data: bytes, name: str) -> None:
+    """init_module(2): a module's file that is in memory. One that is already there is no error."""
+    length = ctypes.c_ulong(len(data))
+    with contextlib.suppress(FileExistsError):
+        _check(_libc.syscall(_INIT_MODULE[os.uname().machine], data, length, b""), name)
 
 
 def unshare(flags: int) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,23 @@ def test_a_kernel_module_that_the_image_has_is_loaded_with_its_parameters(
     assert loaded == [(f"{tmp_path}/some_thing.ko", "a=1")]
     with pytest.raises(errors.NotFound, match="no_such_module"):
         boot.load_by_name("no_such_module", "", str(tmp_path))
+
+
+def test_a_file_system_of_disks_is_unpacked_and_loaded_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "somefs").mkdir()
+    (tmp_path / "somefs/order").write_text("checksum.ko\nsomefs.ko\n")
+    for name in ("checksum", "somefs"):
+        (tmp_path / f"somefs/{name}.ko.z").write_bytes(zlib.compress(name.encode() * 100))
+    loaded = []
+    monkeypatch.setattr(syscall, "load_module_data", lambda *call: loaded.append(call))
+    boot.load_file_system("somefs", str(tmp_path))
+    assert loaded == [(b"checksum" * 100, "checksum.ko"), (b"somefs" * 100, "somefs.ko")]
+
+
+@pytest.mark.parametrize("name", ["ext4", "", "../somefs", "a/b"])
+def test_a_file_system_that_the_image_has_no_modules_for_is_left_to_the_kernel(
+    tmp_path: Path, name: str
+) -> None:
+    boot.load_file_system(name, str(tmp_path / "modules"))

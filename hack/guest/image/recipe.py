@@ -41,6 +41,10 @@ KERNEL_MODULES = (
     "virtio_mem",
 )
 
+# File systems that disks may have. Few pods do: they lie in every guest's memory, so they are compressed, and are
+# loaded when such a disk is mounted.
+FILE_SYSTEMS = ("xfs",)
+
 PROGRAMS = {
     "bin/busybox": "bin/busybox",
     "usr/bin/crun": "usr/bin/crun",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from . import elf, python, recipe
@@ -45,13 +47,23 @@ def assemble(
     python.add_library(tree, unpacked, repository)
     _add_shared_libraries(tree, unpacked)
     try:
-        modules = ModuleSet(kernel_modules).in_load_order(recipe.KERNEL_MODULES)
+        available = ModuleSet(kernel_modules)
+        modules = available.in_load_order(recipe.KERNEL_MODULES)
+        file_systems = {name: available.in_load_order([name]) for name in recipe.FILE_SYSTEMS}
     except ModuleError as err:
         raise RootError(str(err)) from err
     for name, data in modules.items():
         tree.add_file(f"lib/modules/{name}", data)
-    tree.add_file("lib/modules/order", "".join(f"{name}\n" for name in modules).encode())
+    tree.add_file("lib/modules/order", _order(modules))
+    for file_system, modules in file_systems.items():
+        for name, data in modules.items():
+            tree.add_file(f"lib/modules/{file_system}/{name}.z", zlib.compress(data, 9))
+        tree.add_file(f"lib/modules/{file_system}/order", _order(modules))
     return tree
+
+
+def _order(modules: Mapping[str, bytes]) -> bytes:
+    return "".join(f"{name}\n" for name in modules).encode()
 
 
 def _add_shared_libraries(tree: Tree, unpacked: Path) -> None:

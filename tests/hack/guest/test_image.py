@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,7 @@ def test_another_agent_takes_the_place_of_ours_with_its_libraries(
 ) -> None:
     monkeypatch.setattr(recipe, "PROGRAMS", {})
     monkeypatch.setattr(recipe, "KERNEL_MODULES", ("ring",))
+    monkeypatch.setattr(recipe, "FILE_SYSTEMS", ())
     monkeypatch.setattr(python, "add_library", lambda tree, unpacked, repository: None)
     for folder, name, data in (
         ("lib/x86_64-linux-gnu", "libx.so.1", elf_file(_dynamic=bytes(16))),
@@ -256,3 +258,20 @@ def test_another_agent_takes_the_place_of_ours_with_its_libraries(
         assert dict(made)["init"].data == init
         assert ("usr/bin/kata-agent" in made) is (given is not None)
         assert ("lib/x86_64-linux-gnu/libx.so.1" in made) is (given is not None)
+
+
+def test_a_file_system_lies_compressed_beside_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("PROGRAMS", {}), ("KERNEL_MODULES", ("ring",)), ("FILE_SYSTEMS", ("fs",))):
+        monkeypatch.setattr(recipe, name, value)
+    monkeypatch.setattr(python, "add_library", lambda tree, unpacked, repository: None)
+    (tmp_path / "modules").mkdir()
+    depends = {"ring": b"", "sum": b"", "fs": b"sum"}
+    modules = {name: elf_file(_modinfo=b"depends=" + needed + b"\0") for name, needed in depends.items()}
+    for name, data in modules.items():
+        (tmp_path / f"modules/{name}.ko").write_bytes(data)
+    made = dict(root.assemble(tmp_path, tmp_path / "modules", tmp_path, {}))
+    assert made["lib/modules/order"].data == b"ring.ko\n"
+    assert made["lib/modules/fs/order"].data == b"sum.ko\nfs.ko\n"
+    assert zlib.decompress(made["lib/modules/fs/fs.ko.z"].data) == modules["fs"]
