@@ -13,7 +13,7 @@ import time
 from shim.bootstrap import address, messages
 from shim.bootstrap.group import Group, group_of
 from shim.errors import DataLoss, DeadlineExceeded, NotFound, ShimError
-from shim.record import Record, exiting, lock, sandbox_dir, teardown
+from shim.record import Record, lock, sandbox_dir, teardown
 from shim.record.removal import unmount
 
 TYPE_CHECKING = False
@@ -69,15 +69,18 @@ def _clean(call: Call, bundle: str, group: Group, run_dir: str, deadline: float)
 def lives(record: Record, deadline: float) -> bool:
     """Whether a sandbox has a shim that serves it, or that ends it: what there is of it is then none of ours. With
     the lock held, so that it is not just being started."""
-    if record.socket and address.answers(record.socket):
-        return True
     daemon = record.daemon()
+    # containerd knows of a killed shim by its connection, and the kernel may close that before the listening socket.
+    ends = daemon is not None and daemon.ending()
+    if not ends and record.socket and address.answers(record.socket):
+        return True
     if daemon is None:
         return False
     # A shim that shuts down in order removes its socket first and all the rest itself. One that left the socket
     # has crashed, perhaps so lately that the kernel is not done with it; so it may be with one that was ending.
-    dying = os.path.exists(record.socket) or exiting(daemon.pid)
-    return not daemon.wait_gone(min(deadline, time.monotonic() + _DYING_S) if dying else 0)
+    dying = ends or os.path.exists(record.socket)
+    gone = daemon.wait_gone(min(deadline, time.monotonic() + _DYING_S) if dying else 0)
+    return not gone and not ends
 
 
 def _working_directory() -> str:

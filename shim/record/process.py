@@ -36,6 +36,11 @@ class Process:
         found = _stat(self.pid)
         return found.start_time == self.start_time and found.state not in "ZX"
 
+    def ending(self) -> bool:
+        """Whether the kernel is taking it apart: it does nothing more, but what it has open may be so still."""
+        found = _stat(self.pid)
+        return found.start_time == self.start_time and found.ending
+
     def kill(self) -> None:
         """Send SIGKILL, if it is still there."""
         pidfd = self._open()
@@ -79,8 +84,7 @@ class Process:
 
 def exiting(pid: int) -> bool:
     """Whether it is about to end, or has ended. The kernel says so before it closes any descriptor of it."""
-    found = _stat(pid)
-    return found.state in "ZX" or bool(found.flags & _PF_EXITING)
+    return _stat(pid).ending
 
 
 class _Stat:
@@ -90,6 +94,10 @@ class _Stat:
 
     def __init__(self, state: str, flags: int, start_time: int) -> None:
         self.state, self.flags, self.start_time = state, flags, start_time
+
+    @property
+    def ending(self) -> bool:
+        return self.state in "ZX" or bool(self.flags & _PF_EXITING)
 
 
 def _stat(pid: int) -> _Stat:

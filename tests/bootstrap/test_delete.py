@@ -127,6 +127,20 @@ def test_a_daemon_that_is_just_dying_is_waited_for(shim: Shim, spawn: Any) -> No
     assert vmm.wait(5) == -9 and not shim.run.exists()
 
 
+def test_a_killed_daemon_whose_socket_is_not_closed_yet_serves_nobody(shim: Shim, spawn: Any) -> None:
+    bundle, vmm, killed = shim.bundle("c1"), spawn(), spawn()
+    record = crashed(shim, bundle, vmm.pid)
+    record.forget_process(record.processes[0].pid)
+    record.add_process("daemon", killed.pid)
+    os.unlink(record.socket)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(record.socket)
+        listening.listen()
+        killed.kill()  # and nobody waits for it: the kernel is not done with it
+        assert reply(shim.delete(bundle))["pid"] == vmm.pid
+    assert vmm.wait(5) == -9 and not shim.run.exists()
+
+
 def test_a_daemon_that_has_no_record_yet_is_alive_by_its_socket(shim: Shim) -> None:
     bundle = shim.bundle("c1")
     path = shim.started(bundle)
