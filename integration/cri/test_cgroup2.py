@@ -67,6 +67,6 @@ def test_a_killed_shim_s_cgroup_is_removed(crictl: Crictl) -> None:
     pod = crictl.run_pod(linux={**OWN_PIDS, "cgroup_parent": parent})
     shim = next(item for item in process.every().values() if f"-id {pod.id} " in f"{item.command} ")
     os.kill(shim.pid, signal.SIGKILL)
-    until(lambda: "SANDBOX_NOTREADY" in crictl("inspectp", pod.id).ok().text)
+    until(lambda: pod.id not in crictl("pods", "--state", "ready", "--no-trunc", "-q").ok().text)
     pod.remove()
     until(lambda: not Path("/sys/fs/cgroup/unified", parent.lstrip("/"), pod.id).exists())
