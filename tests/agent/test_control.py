@@ -37,6 +37,10 @@ class Agent(grpc.AgentServiceBase):
         self.asked.append(update_container_request)
         return Empty()
 
+    async def online_cpu_mem(self, online_cpu_mem_request: grpc.OnlineCpuMemRequest) -> Empty:
+        self.asked.append(online_cpu_mem_request)
+        return Empty()
+
     async def stats_container(self, stats_container_request: grpc.StatsContainerRequest) -> Any:
         if stats_container_request.container_id == "slow":
             await asyncio.Event().wait()
@@ -89,6 +93,18 @@ def test_a_container_is_named_in_each_call() -> None:
         waiting = asyncio.create_task(client.oom_event())
         agent.ooms.put_nowait("c1")
         assert await waiting == "c1"
+
+    run()
+
+
+def test_what_was_plugged_in_is_put_to_use_as_kata_s_runtimes_ask_for_it() -> None:
+    """All CPUs that there are to be, not how many more; and memory, too."""
+    agent = Agent()
+
+    @with_agent(agent)
+    async def run(client: KataAgent) -> None:
+        await client.online_cpu_mem(3)
+        assert agent.asked == [grpc.OnlineCpuMemRequest(wait=False, nb_cpus=3, cpu_only=False)]
 
     run()
 

@@ -17,6 +17,7 @@ from shim.introspect.client import ShimClient
 from shim.introspect.service import IntrospectService
 from shim.pb.kata_py import introspect as pb
 from shim.ttrpc.server import Server
+from shim.vm_size import Size
 from tests.sandbox.stack import Stack, with_stack
 
 CONFIG = Config().updated({"memory_mib": 512, "kernel_params": ["a=1"]}, "/etc/x.toml")
@@ -58,6 +59,14 @@ async def test_a_vm_that_was_restored_says_so(shim: Stack) -> None:
     shim.snapshot = Snapshot(Path("/m"), Path("/s"))
     await shim.run()
     assert (await ask(shim)).origin == "template"
+
+
+@with_stack
+async def test_a_vm_has_the_size_that_it_has_grown_to(shim: Stack) -> None:
+    shim.least = Size(512, 3)
+    await shim.run()
+    found = await ask(shim)
+    assert (found.memory_mib, found.vcpus) == (512, 3)
 
 
 @with_stack
