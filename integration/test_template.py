@@ -192,6 +192,22 @@ def test_another_size_boots_and_then_has_a_template_of_its_own(ctr: Ctr, made: P
     assert sizes == [144]
 
 
+def test_limits_are_plugged_in_where_no_template_has_them(ctr: Ctr, made: Path) -> None:
+    """A template of one CPU does until there is one of two; memory is always plugged in."""
+    limits = ["--memory-limit", str(400 << 20), "--cpu-quota", "200000", "--cpu-period", "100000"]
+    shown = ["sh", "-c", "nproc; grep MemTotal /proc/meminfo"]
+    for before in (1, 2):
+        assert len(list(made.parent.glob("*/template.json"))) == before
+        log = log_of(ctr, lambda: check_grown(ctr.run(*shown, options=["--rm", *limits]).ok().text))
+        assert "how=restored" in log and f'before="256 MiB and {before} CPUs" now="768 MiB and 2 CPUs"' in log
+        wait_for(lambda: not creators(ctr))
+
+
+def check_grown(text: str) -> None:
+    cpus, _, kib, _ = text.split()
+    assert cpus == "2" and 700 << 10 < int(kib) < 768 << 10
+
+
 def assert_size(ctr: Ctr, *, cpus: int, memory_mib: int) -> None:
     """AssertionError unless a guest has so many CPUs, all at work, and nearly as much memory."""
     script = "nproc; grep MemTotal /proc/meminfo; grep -c ^cpu[0-9] /proc/stat"
