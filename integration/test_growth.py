@@ -18,6 +18,7 @@ from integration.ttrpc import Task
 
 pytestmark = pytest.mark.vm
 MIB = 1 << 20
+COPY = "until [ -e /enough ]; do cp /payload /copy && cmp /payload /copy && rm /copy || exit; done; echo all alike"
 FILL = ["--mount", "type=tmpfs,src=tmpfs,dst=/fill,options=size=800m"]
 
 
@@ -65,6 +66,8 @@ def test_an_update_beyond_the_vm_makes_it_larger_and_everything_uses_the_new_mem
     assert vm_size(ctr, box) == (256, 1)
     mib, nproc = guest_size(ctr, box)
     assert 200 < mib < 256 and nproc == 1
+    # It never stops reading and writing the shared directory, whose server's view of the memory changes meanwhile.
+    busy = ctr.spawn(*ctr.exec_args(box, "sh", "-c", COPY))
     with Task(ctr.daemon.shim_address(box), timeout=30) as task:
         wanted = {"memory": {"limit": 600 * MIB}, "cpu": {"quota": 150000, "period": 100000}}
         assert update(task, box, wanted).code == 0
@@ -72,6 +75,8 @@ def test_an_update_beyond_the_vm_makes_it_larger_and_everything_uses_the_new_mem
         assert vm_size(ctr, box) == (1024, cpus)
         mib, nproc = guest_size(ctr, box)
         assert 950 < mib < 1024 and nproc == cpus
+        ctr.exec(box, "touch", "/enough").ok()
+        assert busy.communicate(timeout=60) == (b"all alike\n", b"") and busy.returncode == 0
         # More than it had. The guest's kernel now takes its buffers from the new memory first.
         ctr.exec(box, "sh", "-c", "for i in $(seq 24); do cat /payload; done >/fill/out").ok()
         shown = ctr.exec(box, "cat", "/fill/out").ok().out

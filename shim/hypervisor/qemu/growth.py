@@ -1,16 +1,18 @@
 """Memory and CPUs plugged into a running QEMU, for good.
 
-    memory   object-add (a memfd that vhost-user processes can map), device_add of a DIMM on it, and the guest's answer
-             (ACPI's _OST): by then its kernel has put the memory to use
+    memory   object-add (a memfd that vhost-user processes can map), device_add of a DIMM on it while the CPUs stand
+             still, and the guest's answer (ACPI's _OST): by then its kernel has put the memory to use
     a CPU    device_add of the first that QEMU has room for and does not have; the guest's agent starts it
 
-Source: qapi/qom.json, qapi/qdev.json, qapi/machine.json, qapi/acpi.json; ACPI 6.5, 6.3.5 (_OST).
+Source: qapi/qom.json, qapi/qdev.json, qapi/misc.json, qapi/machine.json, qapi/acpi.json; ACPI 6.5, 6.3.5 (_OST); QEMU 7.2
+tools/virtiofsd/fuse_virtio.c (fv_queue_thread), hw/virtio/vhost-user-fs.c (vuf_set_status).
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from shim.errors import ResourceExhausted, Unavailable
@@ -60,7 +62,8 @@ class Growth:
             async with AsyncExitStack() as undo:
                 await qmp.execute("object-add", memory)
                 undo.push_async_callback(qmp.execute, "object-del", {"id": backend})
-                await qmp.execute("device_add", {"driver": "pc-dimm", "id": dimm, "memdev": backend})
+                async with _quiet(qmp):
+                    await qmp.execute("device_add", {"driver": "pc-dimm", "id": dimm, "memdev": backend})
                 undo.pop_all()
             self._dimms += 1
             async with asyncio.timeout(self._take_s):
@@ -80,6 +83,18 @@ class Growth:
         kind, place = _free(slots)
         await qmp.execute("device_add", {"driver": kind, "id": f"cpu{self._cpus}", **place})
         self._cpus += 1
+
+
+@asynccontextmanager
+async def _quiet(qmp: QmpClient) -> AsyncIterator[None]:
+    """Inside, no CPU runs and no vhost-user backend has a request at work. When the memory changes, virtiofsd 7.2 unmaps
+    all of it, also what the request that it is working on points to: its answer could go anywhere. A stop makes QEMU
+    wait for the backends to be done with their queues, which then start with the new memory."""
+    await qmp.execute("stop")
+    try:
+        yield
+    finally:
+        await qmp.execute("cont")
 
 
 def _free(slots: Any) -> tuple[str, dict[str, Any]]:
