@@ -4,8 +4,8 @@
              still, and the guest's answer (ACPI's _OST): by then its kernel has put the memory to use
     a CPU    device_add of the first that QEMU has room for and does not have; the guest's agent starts it
 
-Source: qapi/qom.json, qapi/qdev.json, qapi/misc.json, qapi/machine.json, qapi/acpi.json; ACPI 6.5, 6.3.5 (_OST); QEMU 7.2
-tools/virtiofsd/fuse_virtio.c (fv_queue_thread), hw/virtio/vhost-user-fs.c (vuf_set_status).
+Source: qapi/qom.json, qapi/qdev.json, qapi/misc.json, qapi/machine.json, qapi/acpi.json; ACPI 6.5, 6.3.5 (_OST);
+QEMU 7.2, tools/virtiofsd/fuse_virtio.c (fv_queue_thread), hw/virtio/vhost-user-fs.c (vuf_set_status).
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ class Growth:
 
 @asynccontextmanager
 async def _quiet(qmp: QmpClient) -> AsyncIterator[None]:
-    """Inside, no CPU runs and no vhost-user backend has a request at work. When the memory changes, virtiofsd 7.2 unmaps
-    all of it, also what the request that it is working on points to: its answer could go anywhere. A stop makes QEMU
-    wait for the backends to be done with their queues, which then start with the new memory."""
+    """Inside, no CPU runs and no vhost-user backend has a request at work. When the memory changes, virtiofsd 7.2
+    unmaps all of it, also what the request that it is working on points to: its answer could go anywhere. A stop
+    makes QEMU wait for the backends to be done with their queues, which then start with the new memory."""
     await qmp.execute("stop")
     try:
         yield
