@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim import oci, vm
-from shim.agent.api import Agent
+from shim.agent.api import AGENT_PORT, Agent
 from shim.bootstrap.args import Call, parse
 from shim.bootstrap.start import LISTEN_FD
 from shim.config.annotations import annotated
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from shim.task.publisher import Publisher
     from shim.ttrpc.server import Server
 
-AGENT_PORT = 1024
 # A shim without a first container for so long will not get one.
 _IDLE_S = 60.0
 _LOG_FD = 2
@@ -102,10 +101,9 @@ def isolate_mounts() -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None):
         number = ctypes.get_errno()
-        why = (
-            "containerd's / is not a mount point" if number == errno.EINVAL else os.strerror(number)
-        )  # a chroot
-        raise Internal(f"mount namespace: {why}")
+        if number == errno.EINVAL:  # a chroot
+            raise Internal("mount namespace: containerd's / is not a mount point")
+        raise Internal(f"mount namespace: {os.strerror(number)}")
     return host
 
 

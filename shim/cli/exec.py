@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from shim.agent.api import AGENT_PORT
 from shim.cli import sandboxes
 from shim.cli.sandboxes import Sandbox
 from shim.config.load import DEFAULT_PATH
@@ -26,7 +27,6 @@ from shim.ttrpc.channel import Channel
 from shim.vsock.api import SOCKET_NAME
 from shim.vsock.client import DeviceClient
 
-_AGENT_PORT = 1024
 _CONNECT_S = 3.0
 # What a terminal takes for it. One that is typed before the shell reads is lost, as at any terminal: once more, then.
 _END_OF_INPUT, _AGAIN_S = b"\x04", 0.5
@@ -54,7 +54,7 @@ async def _shell(device: DeviceClient, port: int) -> int:
     connection, host_port = await device.open(port, _CONNECT_S)
     connection.setblocking(True)
     with connection:
-        agent = await Channel.connect(await device.connect(_AGENT_PORT, _CONNECT_S))
+        agent = await Channel.connect(await device.connect(AGENT_PORT, _CONNECT_S))
         guest = GuestStub(agent)  # type: ignore[arg-type]
         ended = asyncio.create_task(guest.wait_console(WaitConsoleRequest(host_port), timeout=None))
         resizing = asyncio.create_task(_resize(guest, host_port))

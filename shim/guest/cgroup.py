@@ -50,11 +50,7 @@ def set_limit(path: str, name: str, value: str) -> None:
     if "/" in name or "." not in name.strip("."):
         raise errors.InvalidArgument(f"resources.unified: {name!r} is no file of a cgroup")
     try:
-        fd = os.open(f"{ROOT}{path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+        syscall.set_value(f"{ROOT}{path}/{name}", value)
     except OSError as error:
         raise errors.InvalidArgument(f"{name}: cannot be set to {value!r}: {error.strerror}") from error
 

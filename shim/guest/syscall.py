@@ -96,6 +96,15 @@ def load_module_data(data: bytes, name: str) -> None:
         _check(_libc.syscall(_INIT_MODULE[os.uname().machine], data, length, b""), name)
 
 
+def set_value(path: str, value: str) -> None:
+    """Write to one of the kernel's own files, a parameter or a limit, in one piece; none is created."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
 def unshare(flags: int) -> None:
     """unshare(2) of the calling thread."""
     _check(_libc.unshare(flags), "unshare")

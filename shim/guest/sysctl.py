@@ -6,9 +6,8 @@ would refuse to set them without one. All others are left to crun, which knows w
 
 from __future__ import annotations
 
-import os
-
 from shim import errors
+from shim.guest import syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,10 +28,6 @@ def set_of_network(spec: dict[str, Any], root: str = ROOT) -> None:
         if ".." in relative.split("/") or "\0" in relative:
             raise errors.InvalidArgument(f"sysctl {name!r} is no kernel parameter")
         try:
-            fd = os.open(f"{root}/{relative}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, value.encode())
-            finally:
-                os.close(fd)
+            syscall.set_value(f"{root}/{relative}", value)
         except OSError as error:
             raise errors.InvalidArgument(f"sysctl {name} = {value}: {error.strerror}") from error
