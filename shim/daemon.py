@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim import oci, vm
-from shim.agent.api import AGENT_PORT, Agent
+from shim.agent.api import Agent
 from shim.bootstrap.args import Call, parse
 from shim.bootstrap.start import LISTEN_FD
 from shim.config.annotations import annotated
@@ -47,7 +47,7 @@ from shim.sandbox.parts import Parts
 from shim.template.store import Store
 from shim.template.use import Templates
 from shim.vm_size import Size
-from shim.vsock.api import VsockDevice
+from shim.vsock.api import AGENT_PORT, VsockDevice
 from shim.vsock.process import VsockProcess
 
 if TYPE_CHECKING:

@@ -13,8 +13,6 @@ from typing import Any, Protocol
 
 from shim.network.api import Interface, Neighbour, Route
 
-AGENT_PORT = 1024  # where it listens on vsock, Kata's too
-
 
 @dataclass(frozen=True, slots=True)
 class StdioPorts:

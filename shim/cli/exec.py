@@ -16,7 +16,6 @@ from pathlib import Path
 
 import click
 
-from shim.agent.api import AGENT_PORT
 from shim.cli import sandboxes
 from shim.cli.sandboxes import Sandbox
 from shim.config.load import DEFAULT_PATH
@@ -24,7 +23,7 @@ from shim.config.model import Config
 from shim.errors import DeadlineExceeded, FailedPrecondition, ShimError, Unimplemented
 from shim.pb.kata_py.guest import GuestStub, ResizeConsoleRequest, WaitConsoleRequest
 from shim.ttrpc.channel import Channel
-from shim.vsock.api import SOCKET_NAME
+from shim.vsock.api import AGENT_PORT, SOCKET_NAME
 from shim.vsock.client import DeviceClient
 
 _CONNECT_S = 3.0

@@ -31,6 +31,8 @@ from shim.errors import Unavailable
 
 # Of the device's Unix socket, in the sandbox's runtime directory.
 SOCKET_NAME = "vsock.sock"
+# Where the agent listens in the guest, Kata's too.
+AGENT_PORT = 1024
 
 
 class StreamRefused(Unavailable):
