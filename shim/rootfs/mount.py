@@ -121,17 +121,16 @@ def mount(spec: Mount, target: Path) -> None:
         _call(spec, target, spec.type, options.flags, text)
 
 
-def make_shared_root(path: Path) -> None:
-    """Make a directory a mount of its own with a fresh peer group: what is mounted below it appears in the
-    mount namespaces made from ours later, and only there."""
-    bind = Mount("bind", str(path))
-    _call(bind, path, "", MS_BIND, "")
-    for flags in (MS_PRIVATE, MS_SHARED):
-        try:
-            _call(bind, path, "", flags, "")
-        except ShimError:
-            unmount(path)
-            raise
+def make_shared_root(source: Path, target: Path) -> None:
+    """Make a directory appear at `target`, read-only, as a mount of its own with a fresh peer group: what is mounted
+    below it appears in the mount namespaces made from ours later, and only there."""
+    bind = Mount("bind", str(source))
+    _bind(bind, target, Options(MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, ()))
+    try:
+        _call(bind, target, "", MS_SHARED, "")
+    except ShimError:
+        unmount(target)
+        raise
 
 
 def unmount(target: Path) -> bool:

@@ -1,9 +1,13 @@
 """The share of one sandbox: a directory below its run dir, served by virtiofsd.
 
-    <run dir>/share/                  a shared mount of its own; the guest mounts it at GUEST_DIR
+    <run dir>/points/                 <container id>-<number> each, a directory or file to mount on
+    <run dir>/share/                  the same, read-only, a shared mount of its own; the guest mounts it at GUEST_DIR
         <container id>-<number>       one mount each: a rootfs, or a bound directory or file
 
-A name is used once only: the guest may remember for a second that a name does not exist or what it was.
+The guest is hostile: what it could make beside its mounts would fill the host's memory, and a link in the place of a
+name that is to come would lead us elsewhere. A name is used once only: the guest may remember for a second that it does
+not exist or what it was.
+
 Everything is mounted in the daemon's mount namespace and unmounted lazily, because virtiofsd keeps what the
 guest has cached open. Mounting can block (a network file system), so it happens in a thread; there is one, so
 that the undoing of a mount whose caller was cancelled comes after it.
@@ -38,7 +42,7 @@ class VirtiofsShare:
 
     def __init__(self, run_dir: Path, log: Log, program: str = "") -> None:
         self._run_dir, self._log, self._program = run_dir, log, program
-        self._dir = run_dir / "share"
+        self._points, self._dir = run_dir / "points", run_dir / "share"
         self._child: Child | None = None
         self._count = 0
         self._made: dict[str, list[Path]] = {}
@@ -62,7 +66,7 @@ class VirtiofsShare:
             raise FailedPrecondition("this share was started before")
         program = virtiofsd.find(self._program)
         try:
-            await self._in_thread(_make_root, self._dir)
+            await self._in_thread(self._make_root, self._dir)
             self._child = await virtiofsd.start(program, self._dir, self.socket, self._on_line)
         except BaseException:
             await self.aclose()
@@ -71,12 +75,12 @@ class VirtiofsShare:
     async def mount_rootfs(self, container_id: str, mounts: Sequence[Mount]) -> str:
         if not mounts:
             raise InvalidArgument("a rootfs needs at least one mount")
-        return await self._mount(container_id, lambda target: _mount_stack(mounts, target))
+        return await self._mount(container_id, lambda target: self._mount_stack(mounts, target))
 
     async def bind(self, container_id: str, source: Path, *, read_only: bool, follow: bool = False) -> str:
         options = ("rbind", "rslave" if follow else "rprivate", *(["ro"] if read_only else []))
         spec = Mount("bind", str(source), options)
-        return await self._mount(container_id, lambda target: _bind(spec, target))
+        return await self._mount(container_id, lambda target: self._bind(spec, target))
 
     async def remove(self, container_id: str) -> None:
         for target in reversed(self._made.pop(container_id, [])):
@@ -120,7 +124,7 @@ class VirtiofsShare:
     async def _discard(self, target: Path) -> None:
         """Undo all that was made at `target`; what cannot be undone is logged."""
         try:
-            await self._in_thread(_unmount_stack, target)
+            await self._in_thread(self._unmount_stack, target)
         except ShimError as err:
             self._log.error("a mount stays behind", path=target, error=err)
 
@@ -133,36 +137,37 @@ class VirtiofsShare:
     def _on_line(self, line: str) -> None:
         self._log.info("virtiofsd", line=line)
 
+    # In the thread.
 
-def _make_root(path: Path) -> None:
-    path.mkdir(mode=0o700)
-    make_shared_root(path)
+    def _make_root(self, path: Path) -> None:
+        for directory in (self._points, path):
+            directory.mkdir(mode=0o700)
+        make_shared_root(self._points, path)
 
+    def _mount_stack(self, mounts: Sequence[Mount], target: Path) -> None:
+        (self._points / target.name).mkdir()
+        for spec in mounts:
+            mount(spec, target)
 
-def _mount_stack(mounts: Sequence[Mount], target: Path) -> None:
-    target.mkdir()
-    for spec in mounts:
+    def _bind(self, spec: Mount, target: Path) -> None:
+        try:
+            mode = os.stat(spec.source).st_mode
+        except (FileNotFoundError, NotADirectoryError) as err:
+            raise NotFound(f"bind mount source {spec.source}: {err.strerror}") from err
+        point = self._points / target.name
+        if stat.S_ISDIR(mode):
+            point.mkdir()
+        else:
+            point.touch()
         mount(spec, target)
 
-
-def _bind(spec: Mount, target: Path) -> None:
-    try:
-        mode = os.stat(spec.source).st_mode
-    except (FileNotFoundError, NotADirectoryError) as err:
-        raise NotFound(f"bind mount source {spec.source}: {err.strerror}") from err
-    if stat.S_ISDIR(mode):
-        target.mkdir()
-    else:
-        target.touch()
-    mount(spec, target)
-
-
-def _unmount_stack(target: Path) -> None:
-    """Unmount everything stacked on `target` and remove it. Idempotent. Never recursive: what should still be
-    mounted below is somebody's data."""
-    while unmount(target):
-        pass
-    if target.is_dir():
-        target.rmdir()
-    else:
-        target.unlink(missing_ok=True)
+    def _unmount_stack(self, target: Path) -> None:
+        """Unmount everything stacked on `target` and remove it. Idempotent. Never recursive: what should still be
+        mounted below is somebody's data."""
+        while unmount(target):
+            pass
+        for path in (self._dir, self._points) if target == self._dir else (self._points / target.name,):
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)

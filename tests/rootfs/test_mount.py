@@ -158,10 +158,11 @@ def test_unmounting_does_not_follow_a_link(tmp_path: Path, target: Path) -> None
 
 @needs_root
 def test_a_bind_follows_later_mounts_only_when_asked_to(tmp_path: Path, target: Path) -> None:
-    source, follower = tmp_path / "source", tmp_path / "follower"
-    (source / "sub").mkdir(parents=True)
+    points, source, follower = (tmp_path / name for name in ("points", "source", "follower"))
+    (points / "sub").mkdir(parents=True)
+    source.mkdir()
     follower.mkdir()
-    subject.make_shared_root(source)
+    subject.make_shared_root(points, source)
     try:
         subject.mount(Mount("bind", str(source), ("rbind", "rprivate", "ro")), target)
         subject.mount(Mount("bind", str(source), ("rbind", "rslave")), follower)

@@ -85,6 +85,22 @@ def test_the_shared_directory_is_a_shared_mount_of_its_own(run_dir: Path) -> Non
     run(run_dir, scenario)
 
 
+def test_nothing_is_written_beside_what_was_shared(run_dir: Path, tmp_path: Path) -> None:
+    """The guest sees the directory by this mount: it can neither fill it, nor put a link where a name is to come."""
+
+    async def scenario(share: VirtiofsShare) -> None:
+        path = host_path(run_dir, await share.mount_rootfs("c1", [Mount("tmpfs", "tmpfs")]))
+        (path / "mine").touch()
+        for act in (Path.touch, Path.mkdir, lambda path: path.symlink_to(tmp_path / "astray")):
+            with pytest.raises(OSError, match="Read-only"):
+                act(run_dir / "share" / "c1-2")
+        file = tmp_path / "file"
+        file.touch()
+        assert host_path(run_dir, await share.bind("c1", file, read_only=False)).is_file()
+
+    run(run_dir, scenario)
+
+
 def test_a_rootfs_is_mounted_and_unmounted(run_dir: Path, tmp_path: Path) -> None:
     async def scenario(share: VirtiofsShare) -> None:
         root = tmp_path / "root"
