@@ -48,6 +48,11 @@ def test_a_path_is_one_in_each_hierarchy(mounts: Path, table: str, path: str, ex
     assert cgroup.paths(path, str(mounts)) == expected
 
 
+def test_mounts_of_any_name_and_of_none_are_no_obstacle(mounts: Path) -> None:
+    mounts.write_bytes(b"28 1 0:25 / /mnt/\xe4 rw - tmpfs  rw\n" + V2.encode())
+    assert cgroup.paths("/x", str(mounts)) == ["/cg/x"]
+
+
 @pytest.mark.parametrize("path", ["/", "/../x", "/a/./b", "/a\0b"])
 def test_a_path_that_leads_elsewhere_is_refused(mounts: Path, path: str) -> None:
     mounts.write_text(V2)

@@ -41,11 +41,12 @@ def _of_systemd(slice_: str, prefix: str, name: str) -> str:
 def _roots(mounts: str) -> list[str]:
     """Mount points of v1's controllers, or where there are none, of v2."""
     found: dict[str, list[str]] = {"cgroup": [], "cgroup2": []}
-    with open(mounts) as file:
+    with open(mounts, errors="surrogateescape") as file:
         for line in file:
-            # proc(5): the fields before " - " end with the mount's options; the fifth is where it is
+            # proc(5): the fields before " - " end with the mount's options; the fifth is where it is. The source,
+            # between kind and options, may be empty.
             before, _, after = line.partition(" - ")
-            kind, _, options = after.split()
+            kind, _, options = after.split(" ")
             if kind in found and "name=" not in options:
                 found[kind].append(before.split()[4])
     return found["cgroup"] or found["cgroup2"]
