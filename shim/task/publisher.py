@@ -15,7 +15,7 @@ from shim.errors import DeadlineExceeded, InvalidArgument, ShimError, Unavailabl
 from shim.log import Log
 from shim.pb.containerd.services.events.ttrpc.v1 import ForwardRequest
 from shim.pb.containerd.types import Envelope
-from shim.sandbox import TaskEvent
+from shim.sandbox import TaskEvent, TaskOutOfMemory
 from shim.task.convert import event_message, timestamp
 from shim.ttrpc.channel import Channel
 
@@ -23,6 +23,9 @@ _SERVICE = "containerd.services.events.ttrpc.v1.Events"
 _NAMESPACE_KEY = "containerd-namespace-ttrpc"
 _CALL_S = 5.0
 _RETRY_S, _MAX_RETRY_S = 0.1, 2.0
+# So many events wait at most before news of the OOM killer are left out: all others answer requests, which end when
+# containerd does, but a guest makes these without end.
+_MANY = 1000
 # A containerd that is there and cannot take an event will not take it later either.
 _MAX_REFUSALS = 5
 
@@ -41,6 +44,8 @@ class Publisher:
 
     def publish(self, event: TaskEvent) -> None:
         """Queue an event. Needs a running loop; never blocks."""
+        if isinstance(event, TaskOutOfMemory) and len(self._queue) >= _MANY:
+            return
         topic, message = event_message(event)
         envelope = Envelope(
             timestamp=timestamp(time.time_ns()), namespace=self._namespace, topic=topic, event=message

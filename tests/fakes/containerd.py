@@ -21,7 +21,7 @@ _TYPES = {
         events.TaskExecAdded,
         events.TaskExecStarted,
     )
-}
+} | {"containerd.events.TaskOOM": events.TaskOom}
 
 
 class FakeContainerd(EventsBase):

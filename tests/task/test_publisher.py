@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from shim.errors import Internal, InvalidArgument, ShimError
 from shim.log import Log
 from shim.rootfs.api import Mount
@@ -21,8 +23,10 @@ from shim.sandbox import (
     TaskDeleted,
     TaskEvent,
     TaskExited,
+    TaskOutOfMemory,
     TaskStarted,
 )
+from shim.task import publisher as publisher_module
 from shim.task.publisher import Publisher
 from shim.ttrpc.server import Server, current_call
 from tests.fakes.containerd import FakeContainerd
@@ -117,6 +121,25 @@ async def test_events_wait_for_a_containerd_that_restarts(daemon: Daemon, publis
     await daemon.up()
     await daemon.containerd.wait_for(3)
     assert daemon.containerd.topics == ["/tasks/create", "/tasks/start", "/tasks/delete"]
+
+
+def test_news_of_the_oom_killer_do_not_pile_up_while_containerd_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest makes them for days. All other events are the answers to requests, which there are none of then."""
+    monkeypatch.setattr(publisher_module, "_MANY", 3)
+
+    @with_daemon
+    async def body(daemon: Daemon, publisher: Publisher) -> None:
+        publisher.publish(EVENTS[0])
+        for _ in range(5000):
+            publisher.publish(TaskOutOfMemory("c"))
+        publisher.publish(EVENTS[6])
+        await daemon.up()
+        await daemon.containerd.wait_for(4)
+        assert daemon.containerd.topics == ["/tasks/create", "/tasks/oom", "/tasks/oom", "/tasks/delete"]
+
+    body(tmp_path)
 
 
 def test_an_event_that_containerd_refuses_does_not_hold_up_the_others(tmp_path: Path) -> None:
