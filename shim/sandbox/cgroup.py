@@ -1,7 +1,8 @@
 """What is asked of a container as a whole: to stand still, its limits, what it uses and what runs in it.
 
-Pausing shares the container's lock with its start and delete. The others take none: they are asked at any time, often,
-and by callers with little patience, so numbers that are a moment old answer for everybody who asks meanwhile."""
+Pausing shares the container's lock with its start and delete. It runs to its end even if the caller goes away, as a
+change of limits does: what guest and host believe must not part. The others are asked at any time, often, and by
+callers with little patience, so numbers that are a moment old answer for everybody who asks meanwhile."""
 
 from __future__ import annotations
 
@@ -48,6 +49,9 @@ class Cgroup:
 
     async def pause(self) -> None:
         """Every process stands still when this returns."""
+        await self._background.finish(self._pause(), f"pause {self._id}")
+
+    async def _pause(self) -> None:
         async with self._lock:
             advance(self._init.state, Event.PAUSE)
             await self._booted().agent.pause_container(self._id)
@@ -56,6 +60,9 @@ class Cgroup:
                 self._emit(TaskPaused(self._id))
 
     async def resume(self) -> None:
+        await self._background.finish(self._resume(), f"resume {self._id}")
+
+    async def _resume(self) -> None:
         async with self._lock:
             advance(self._init.state, Event.RESUME)
             await self._booted().agent.resume_container(self._id)
@@ -66,6 +73,9 @@ class Cgroup:
     async def update(self, resources: Mapping[str, Any]) -> None:
         """Change its limits, after the VM has what they allow. InvalidArgument names what is wrong in `resources`, the
         runtime spec's object."""
+        await self._background.finish(self._update(resources), f"update {self._id}")
+
+    async def _update(self, resources: Mapping[str, Any]) -> None:
         if self._init.exit is not None:
             raise Unknown("cannot update a stopped container")
         guest = self._booted()

@@ -12,7 +12,16 @@ import pytest
 from betterproto.lib.google.protobuf import Any as AnyMessage
 
 from shim.agent.api import ContainerStats, CpuUse, ProcessIds
-from shim.errors import Internal, InvalidArgument, NotFound, ShimError, Unavailable, Unimplemented, Unknown
+from shim.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ShimError,
+    Unavailable,
+    Unimplemented,
+    Unknown,
+)
 from shim.pb.containerd.runc.v1 import ProcessDetails
 from shim.pb.containerd.task import v2
 from shim.pb.containerd.v1.types import Status
@@ -119,6 +128,20 @@ async def test_the_death_of_the_vm_ends_a_paused_container(shim: Stack) -> None:
     await pause(shim)
     shim.hypervisor.die()
     assert await shim.wait() == 137
+
+
+@with_stack
+async def test_a_pause_whose_caller_gives_up_is_known_to_be_one(shim: Stack) -> None:
+    """Or nobody could resume what stands still."""
+    await shim.run()
+    shim.agent.hold["pause_container"] = asyncio.Event()
+    with pytest.raises(DeadlineExceeded):
+        await shim.task.pause(v2.PauseRequest(id="c1"), timeout=0.02)
+    shim.agent.hold["pause_container"].set()
+    await until(lambda: "TaskPaused:c1" in shim.told())
+    assert shim.agent.paused == {"c1"}
+    await resume(shim)
+    assert shim.agent.paused == set()
 
 
 # -- update --------------------------------------------------------------------------------------------------
