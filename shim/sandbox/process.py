@@ -32,6 +32,10 @@ class Process:
     ) -> None:
         self.ids, self.stdio, self.state, self.spec = ids, stdio, state, spec or {}
         self.exit: ExitStatus | None = None
+        self.code: int | None = (
+            None  # how it has ended, from before its output has arrived and the exit is told
+        )
+        self.to_be_killed = False  # by a SIGKILL that was asked for
         self.size: tuple[int, int] | None = None  # rows and columns asked for before there was a terminal
         self._endpoints = uri.parse(stdio)
         self._streams: Streams | None = None
@@ -147,7 +151,10 @@ class Process:
     def close_streams(self) -> None:
         """Give up the stdio; output that still flows after its process has ended is let flow. Idempotent."""
         self._given_up = True
-        if self._streams is None or self._lingering:
+        if self._streams is None:
+            return
+        if self._lingering:
+            self._streams.give_up()
             return
         if self.state in (State.CREATING, State.FAILED):
             self._streams.abandon()

@@ -35,12 +35,24 @@ class OutputFifo:
         """The device has closed its end. Returns once somebody has opened the FIFO for reading, or at `close`."""
         if self._fd < 0:
             return
-        self._writer = os.open(f"/proc/self/fd/{self._fd}", os.O_WRONLY | _FLAGS)
+        self._open_writer()
         pause = _FIRST_LOOK_S
         while self._writer >= 0 and not self._others_read():
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_LOOK_S)
         self._close_writer()
+
+    def has_reader(self) -> bool:
+        """Whether somebody but us has it open for reading. The device may still write, though it does not now: without
+        a reader it must not matter that its write fails."""
+        self._open_writer()
+        try:
+            return self._others_read()
+        finally:
+            self._close_writer()
+
+    def _open_writer(self) -> None:
+        self._writer = os.open(f"/proc/self/fd/{self._fd}", os.O_WRONLY | _FLAGS)
 
     def _others_read(self) -> bool:
         """Whether there is a reader besides us. Our own end is away for a moment; the writer keeps what is in the

@@ -36,6 +36,7 @@ class Streams:
         self._stdin_fifo, self._loggers, self._keepers = stdin_fifo, loggers, keepers
         self._stdin = streams.get(STDIN)
         self._outputs = {name: streams[name] for name in (STDOUT, STDERR) if name in streams}
+        self._given_up = False
 
     @property
     def ports(self) -> StdioPorts | None:
@@ -95,11 +96,36 @@ class Streams:
     async def end_idle(self, grace_s: float) -> None:
         """After an exit that was told with its output not drained: end each output that stands still for
         `grace_s` although its reader has taken all there was. Somebody whom the process has left behind holds it,
-        and the reader must see an end. An output whose reader is behind is left to the reader."""
+        and the reader must see an end. An output whose reader is behind is left to the reader; one that has no reader,
+        to somebody who comes, until `give_up`."""
         fifos = self._output_fifos
         await asyncio.gather(
-            *(_end_idle(stream, fifos.get(name), grace_s) for name, stream in self._outputs.items())
+            *(self._end_idle(stream, fifos.get(name), grace_s) for name, stream in self._outputs.items())
         )
+
+    async def _end_idle(self, stream: Stream, fifo: OutputFifo | None, grace_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        moved_at, seen = loop.time(), -1
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PROGRESS_S):
+                    await stream.drained()
+                    return
+            stat = await stream.stat()
+            if stat is None:
+                return  # the device has gone, or the stream was closed
+            unread = fifo is not None and fifo.unread() > 0
+            if stat.rx != seen or (unread and not self._given_up):
+                moved_at, seen = loop.time(), stat.rx
+            elif loop.time() - moved_at >= grace_s:
+                if fifo is None or not unread or not fifo.has_reader():
+                    stream.abandon()
+                    return
+                moved_at = loop.time()
+
+    def give_up(self) -> None:
+        """Nobody will come to read the output who has not come yet: the process is deleted."""
+        self._given_up = True
 
     async def counters(self) -> dict[str, StreamStat]:
         """What has gone through each stream there is, by its name: stdin, stdout, stderr. A device that does not
@@ -125,21 +151,3 @@ class Streams:
         for stream in self._streams.values():
             stream.abandon()
         self.close()
-
-
-async def _end_idle(stream: Stream, fifo: OutputFifo | None, grace_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    moved_at, seen = loop.time(), -1
-    while True:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PROGRESS_S):
-                await stream.drained()
-                return
-        stat = await stream.stat()
-        if stat is None:
-            return  # the device has gone, or the stream was closed
-        if stat.rx != seen or (fifo is not None and fifo.unread()):
-            moved_at, seen = loop.time(), stat.rx
-        elif loop.time() - moved_at >= grace_s:
-            stream.abandon()
-            return

@@ -71,6 +71,26 @@ async def test_output_whose_reader_is_behind_is_left_to_it(shim: Stack) -> None:
 
 
 @with_stack
+async def test_output_whose_reader_has_gone_goes_with_its_process(shim: Stack) -> None:
+    """`kubectl exec … yes`, and Ctrl-C: nobody will ever read the rest, and a pod may see thousands of those."""
+    shim.device.automatic = False
+    await shim.run()
+    fifos = shim.fifos("stdout")
+    await shim.exec("e1", **fifos)
+    await shim.start(exec_id="e1")
+    reader = os.open(fifos["stdout"], os.O_RDONLY | os.O_NONBLOCK)
+    shim.stream(0).write(b"unread")
+    os.close(reader)
+    shim.agent.exit("c1", "e1", 137)
+    assert await shim.wait(exec_id="e1") == 137
+    await asyncio.sleep(0.5)
+    assert not shim.stream(0).abandoned  # who attaches now may still read it
+    await shim.delete(exec_id="e1")
+    await until(lambda: shim.stream(0).abandoned)
+    await until(lambda: shim.stream(0).closed)
+
+
+@with_stack
 async def test_every_kind_of_stream_has_its_port(shim: Stack) -> None:
     await shim.run(**shim.fifos("stdin", "stdout", "stderr"))
     assert shim.agent.ports[INIT] == StdioPorts(0x40000000, 0x40000001, 0x40000002)
