@@ -47,7 +47,6 @@ class Endings:
         self.oom_kills = 0  # told of so far
         self._oom_told_at = 0.0
         self._oom = asyncio.Event()
-        self._to_be_killed: set[Process] = set()
 
     @property
     def without_vm(self) -> bool:
@@ -58,12 +57,12 @@ class Endings:
         """Until `process` has ended and its output has arrived; then tell it. One watcher for each
         process."""
         self._pid = guest.pid
-        code = await self._exit_code(process, guest)
+        process.code = code = await self._exit_code(process, guest)
         await process.settled()
         if process.exit is not None:
             return  # told already, or it never ran
         drained = await process.drain(self._limits)
-        if code == KILLED and process not in self._to_be_killed:
+        if code == KILLED and not process.to_be_killed:
             await self._await_out_of_memory()
         if process is self._init:
             await self._outlive_execs(guest)
@@ -81,16 +80,18 @@ class Endings:
         await process.see_off_output(self._limits, drained=drained)
 
     def tell(self, process: Process, code: int) -> None:
-        """It has ended with `code`: answer its waiters and publish that, the first time."""
+        """It has ended with `code`, unless another one is known: answer its waiters and publish that, the first
+        time."""
         if process.exit is None:
-            status = process.finish(code)
+            status = process.finish(code if process.code is None else process.code)
             name = process.ids.exec_id or self._container_id
             self._emit(TaskExited(self._container_id, name, self._pid, status))
 
     def expect_kill(self, process: Process) -> None:
         """SIGKILL is about to be sent: an exit code that says so needs no other reason. With the init process
         all the others go."""
-        self._to_be_killed |= {process} if process is not self._init else {process, *self._execs.values()}
+        for victim in (process, *self._execs.values()) if process is self._init else (process,):
+            victim.to_be_killed = True
 
     def out_of_memory(self) -> None:
         """The OOM killer has ended one of the container's processes. Nothing is told behind the last exit."""

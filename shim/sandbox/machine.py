@@ -251,13 +251,14 @@ class Machine:
         died = asyncio.create_task(self.died.wait(), name="boot watch")
         try:
             await asyncio.wait([task, died], return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and not task.cancelled() and isinstance(task.exception(), _BY_DEATH):
+            failed = None if not task.done() or task.cancelled() else task.exception()
+            if failed is not None and isinstance(_first(failed), _BY_DEATH):
                 # Most likely because of a death that is only just about to be seen.
                 await asyncio.wait([died], timeout=_POST_MORTEM_S)
             if died.done():
-                raise Unavailable(self.reason) from (task.exception() if task.done() else None)
+                raise Unavailable(self.reason) from failed
             return task.result()
-        except BaseExceptionGroup as group:  # several parts failed to start: the first says enough
+        except BaseExceptionGroup as group:  # several steps failed: the first says enough
             raise _first(group) from group
         finally:
             task.cancel()
@@ -285,8 +286,7 @@ class Machine:
         self.died.set()
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    found: BaseException = group
+def _first(found: BaseException) -> BaseException:
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
     return found

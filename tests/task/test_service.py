@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -123,6 +125,37 @@ async def test_execs_exit_before_their_container_does(shim: Stack) -> None:
     assert shim.told()[-3:] == ["TaskExited:e1", "TaskExited:e2", "TaskExited:c1"]
     assert (ProcessIds("c1"), 9, True) in shim.agent.signals
     assert await shim.wait(exec_id="never-started") == 255
+
+
+@with_stack
+async def test_an_exec_that_has_ended_keeps_its_exit_code_when_its_container_ends(shim: Stack) -> None:
+    """Also when it has output on its way to a slow reader, which the container does not wait for."""
+    shim.device.automatic = False
+    await shim.run()
+    await shim.exec("e1", **shim.fifos("stdout"))
+    await shim.start(exec_id="e1")
+    shim.agent.exit("c1", "e1", 3)
+    shim.agent.exit("c1")
+    waiting = asyncio.create_task(shim.wait())
+    while not waiting.done():
+        shim.stream(0).moved += 1
+        await asyncio.sleep(0.01)
+    assert await shim.wait(exec_id="e1") == 3
+    assert shim.told()[-2:] == ["TaskExited:e1", "TaskExited:c1"]
+
+
+@with_stack
+async def test_nothing_is_kept_of_an_exec_that_was_killed_and_deleted(shim: Stack) -> None:
+    await shim.run()
+    await shim.exec("e1")
+    await shim.start(exec_id="e1")
+    process = weakref.ref(shim.sandbox.container("c1").execs["e1"])
+    await shim.kill(exec_id="e1")
+    await shim.wait(exec_id="e1")
+    await shim.delete(exec_id="e1")
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert process() is None
 
 
 @with_stack
@@ -433,16 +466,20 @@ async def test_the_death_of_the_vm_during_boot_fails_create_with_its_last_words(
         await create
 
 
-@with_stack
-async def test_a_boot_step_that_fails_because_the_vm_died_says_why_it_died(shim: Stack) -> None:
-    shim.agent.hold["connect"] = asyncio.Event()
-    create = asyncio.create_task(shim.create())
-    await until(lambda: "connect" in shim.agent.calls)
-    shim.agent.lose()
-    await asyncio.sleep(0)
-    shim.hypervisor.die(1, "console: Kernel panic - not syncing")
-    with pytest.raises(Unavailable, match="Kernel panic"):
-        await create
+@pytest.mark.parametrize("step", ["connect", "check"])
+def test_a_boot_step_that_fails_because_the_vm_died_says_why_it_died(tmp_path: object, step: str) -> None:
+    @with_stack
+    async def run(shim: Stack) -> None:
+        shim.agent.hold[step] = asyncio.Event()
+        create = asyncio.create_task(shim.create())
+        await until(lambda: step in shim.agent.calls)
+        shim.agent.lose()
+        await asyncio.sleep(0.01)
+        shim.hypervisor.die(1, "console: Kernel panic - not syncing")
+        with pytest.raises(Unavailable, match="Kernel panic"):
+            await create
+
+    run(tmp_path)  # type: ignore[arg-type]
 
 
 @with_stack
