@@ -6,10 +6,13 @@ bind at /dev/shm          the sandbox's /dev/shm, a tmpfs in the guest
 emptyDir in memory        a tmpfs in the guest that stays as long as the sandbox
 block device, however     a disk of the VM under the path that the spec wants
 rootfs on a block device  a disk too, mounted in the guest
+
+A source is looked at in a thread: its file system may be one that does not answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -69,7 +72,8 @@ class VolumeMaker:
 
     async def _root(self, rootfs: Sequence[Mount], made: Volumes) -> str:
         image = rootfs[0]
-        kind = _kind(image.source) if len(rootfs) == 1 and "bind" not in image.type else 0
+        alone = len(rootfs) == 1 and "bind" not in image.type
+        kind = await asyncio.to_thread(_kind, image.source) if alone else 0
         if not stat.S_ISBLK(kind) and not (stat.S_ISREG(kind) and "loop" in image.options):
             return await self._share.mount_rootfs(self._id, rootfs)
         read_only = "ro" in image.options
@@ -85,8 +89,8 @@ class VolumeMaker:
             made.mounts.append(dict(mount))
             return
         path = bundle / source
-        kind, read_only = _kind(path), bool({"ro", "rro"} & set(options))
-        if (in_memory := memory_volume(path)) is not None:
+        kind, read_only = await asyncio.to_thread(_kind, path), bool({"ro", "rro"} & set(options))
+        if (in_memory := await asyncio.to_thread(memory_volume, path)) is not None:
             storages, point = in_memory
             made.storages.extend(storage for storage in storages if storage not in made.storages)
             made.mounts.append({**mount, "source": point})

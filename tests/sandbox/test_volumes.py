@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,31 @@ def block_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
     monkeypatch.setattr(os, "stat", lying)
     return path  # type: ignore[return-value]
+
+
+def test_a_file_system_that_does_not_answer_holds_up_its_own_container_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS whose server has gone, say: everything else that the shim serves goes on."""
+    real, answers = os.stat, threading.Event()
+
+    def silent(of: Any, **more: Any) -> os.stat_result:
+        if str(of) == str(tmp_path / "nfs"):
+            answers.wait(5)
+        return real(of, **more)
+
+    async def scenario() -> None:
+        (tmp_path / "nfs").mkdir()
+        kit = Kit(tmp_path)
+        monkeypatch.setattr(os, "stat", silent)
+        making = asyncio.create_task(kit.make(mounts=[bind(tmp_path / "nfs", "/data")]))
+        began = time.monotonic()
+        await asyncio.sleep(0.02)
+        assert time.monotonic() - began < 2 and not making.done()
+        answers.set()
+        assert len((await making).mounts) == 1
+
+    asyncio.run(scenario())
 
 
 def test_files_are_shared_and_the_guest_s_trees_are_its_own(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ QEMU 7.2, tools/virtiofsd/fuse_virtio.c (fv_queue_thread), hw/virtio/vhost-user-
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -31,7 +32,9 @@ class Growth:
 
     def __init__(self, take_s: float = _TAKE_S) -> None:
         self._take_s = take_s
-        self._dimms = self._cpus = 0
+        self._dimms = 0
+        # Never one twice: what was given up, or answered too late, may be in the VM all the same.
+        self._number = itertools.count()
         self._answers: dict[str, asyncio.Future[int]] = {}
 
     def on_event(self, event: Event) -> None:
@@ -54,7 +57,7 @@ class Growth:
             raise ResourceExhausted(
                 f"memory was plugged into this VM {self._dimms} times, and it has no more slots"
             )
-        dimm = f"dimm{self._dimms}"
+        dimm = f"dimm{next(self._number)}"
         backend = f"{dimm}-memory"
         memory = {"qom-type": "memory-backend-memfd", "id": backend, "size": memory_mib * _MIB, "share": True}
         answer = self._answers[dimm] = asyncio.get_running_loop().create_future()
@@ -81,8 +84,7 @@ class Growth:
         """See `Hypervisor.add_vcpu`."""
         slots = await qmp.execute("query-hotpluggable-cpus")
         kind, place = _free(slots)
-        await qmp.execute("device_add", {"driver": kind, "id": f"cpu{self._cpus}", **place})
-        self._cpus += 1
+        await qmp.execute("device_add", {"driver": kind, "id": f"cpu{next(self._number)}", **place})
 
 
 @asynccontextmanager

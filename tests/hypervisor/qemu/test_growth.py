@@ -82,6 +82,36 @@ def test_memory_that_qemu_refuses_leaves_nothing_and_takes_no_slot(fail: str, un
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("what", ["memory", "vcpu"])
+def test_what_was_given_up_while_qemu_was_at_it_stands_in_nobodys_way(what: str) -> None:
+    """A container that is deleted while it is created, or a QEMU that answers too late: it has it all the same."""
+
+    async def scenario() -> None:
+        growth, ids = Growth(), []
+        qemu: Any = Qemu(lambda device: (ids.append(device), growth.on_event(ost(device, 0))))
+        qemu.slots = [{"type": "cpu", "props": {"core-id": 1}}]
+        real, answers = qemu.execute, asyncio.Event()
+
+        async def execute(command: str, arguments: Any = None) -> Any:
+            if command == "device_add" and not answers.is_set():
+                await real(command, arguments)
+                await answers.wait()
+            return await real(command, arguments)
+
+        qemu.execute = execute
+        add = (lambda: growth.add_memory(qemu, 128)) if what == "memory" else lambda: growth.add_vcpu(qemu)
+        adding = asyncio.create_task(add())
+        await asyncio.sleep(0.01)
+        adding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await adding
+        answers.set()
+        await add()
+        assert len(ids) == len(set(ids)) == 2
+
+    asyncio.run(scenario())
+
+
 def test_a_guest_that_refuses_or_stays_mute_is_told_of() -> None:
     async def scenario() -> None:
         growth = Growth(take_s=0.01)
