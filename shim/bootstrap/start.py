@@ -127,6 +127,7 @@ def _spawn(call: Call, group: str, given: StartInput, program: str, listener: in
     if os.environ.get("SCHED_CORE"):
         _create_core_cookie()
     _raise_oom_score()
+    _raise_limit_of_files()
     argv = [program, "-namespace", call.namespace, "-address", call.address]
     argv += ["-publish-binary", call.publish_binary, "-id", group]
     if call.debug or given.debug:
@@ -176,6 +177,15 @@ def _raise_oom_score() -> None:
     if score < 1000:
         with open(path, "w") as file:
             file.write(str(score + 1))
+
+
+def _raise_limit_of_files() -> None:
+    """As many descriptors as the daemon may have: four go into an exec. A service begins with 1024, and containerd 2
+    leaves it at that. (containerd's own shims need not care: Go does.)"""
+    from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+
+    _, hard = getrlimit(RLIMIT_NOFILE)
+    setrlimit(RLIMIT_NOFILE, (hard, hard))
 
 
 def _create_core_cookie() -> None:

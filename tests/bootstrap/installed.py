@@ -19,7 +19,7 @@ SITE = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
 
 # Writes down how it was started, records itself as the real one does and serves until SIGTERM.
 DAEMON = """
-import json, os, signal, socket, stat, sys
+import json, os, resource, signal, socket, stat, sys
 from shim.bootstrap.args import parse
 from shim.record import Record
 
@@ -38,6 +38,7 @@ def main(argv):
         "argv": argv, "env": dict(os.environ), "fds": kept, "sid": os.getsid(0), "pid": os.getpid(),
         "oom": int(open("/proc/self/oom_score_adj").read()), "listening": listener.getsockname(),
         "ignored": [n for n in (1, 2, 3, 15, 17) if signal.getsignal(n) is signal.SIG_IGN],
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE),
         "path": sys.path, "flags": [sys.flags.isolated, sys.flags.no_site], "cwd": os.getcwd(),
     }
     record = Record.create(call.namespace, call.id, "unix://" + listener.getsockname())

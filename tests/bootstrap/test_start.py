@@ -1,6 +1,7 @@
 """`start`, as containerd runs it, with a fake daemon."""
 
 import os
+import resource
 import socket
 import stat
 import time
@@ -53,6 +54,16 @@ def test_the_daemon_is_detached_and_gets_the_socket_and_nothing_else(shim: Shim)
     ]
     assert state["env"]["TTRPC_ADDRESS"] == "/t.ttrpc" and state["env"]["KEPT"] == "1"
     assert state["oom"] == min(1000, int(Path("/proc/self/oom_score_adj").read_text()) + 1)
+
+
+def test_the_daemon_may_open_as_many_files_as_the_host_allows(shim: Shim) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))  # as systemd has it
+    try:
+        shim.started(shim.bundle("c1"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert shim.state("c1")["files"] == [limits[1], limits[1]]
 
 
 def test_the_environment_is_scrubbed_of_python_and_of_the_service_manager(shim: Shim) -> None:
