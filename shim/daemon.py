@@ -306,11 +306,12 @@ def _limits(config: Config | ShimError) -> Limits:
 async def connect_agent(device: VsockDevice, timeout_s: float, call_s: float) -> Agent:
     """The agent behind the device, retried for `timeout_s` while the guest boots; `call_s` for each call."""
     # Slow to import, and needed now: while the guest boots, not when it answers.
+    from shim.agent.answer import MAX_ANSWER
     from shim.agent.pod import PodAgent
     from shim.ttrpc.channel import Channel
 
     connected = await device.connect(AGENT_PORT, timeout_s)
-    return PodAgent(await Channel.connect(connected), call_s)
+    return PodAgent(await Channel.connect(connected, MAX_ANSWER), call_s)
 
 
 def _beside_us(name: str) -> Path:

@@ -28,7 +28,7 @@ from shim.errors import InvalidArgument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` itself is not imported at run time
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     Table = Mapping[int, tuple[str, ...]]
@@ -96,6 +96,18 @@ def encode(schema: Schema, message: str, fields: Mapping[str, Any]) -> bytes:
         unknown = set(fields) - {field[0] for field in table.values()}
         raise InvalidArgument(f"{message} has no field {', '.join(sorted(map(str, unknown)))}")
     return bytes(out)
+
+
+def contents(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Field number and content of each length-delimited field of any message. InvalidArgument for what is none."""
+    position = 0
+    while position < len(data):
+        tag, position = _read_varint(data, position)
+        if tag & 7 == _BYTES:
+            content, position = _read_bytes(data, position)
+            yield tag >> 3, content
+        else:
+            position = _skip(tag & 7, data, position)
 
 
 # Reading. Functions take the position to read at and return the one behind; all bounds are checked here.

@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.rootfs": BASE | {"shim.children"},
     "shim.vsock": BASE,
     "shim.vsock.process": BASE | {"shim.children", "shim.vsock"},
-    "shim.agent": BASE | {"shim.pb", "shim.ttrpc", "shim.oci", "shim.network.api"},
+    "shim.agent": BASE | {"shim.pb", "shim.ttrpc", "shim.oci", "shim.network.api", "shim.wire"},
     "shim.network": BASE | {"shim.children"},
     "shim.stdio": BASE | {"shim.vsock.api", "shim.agent.api", "shim.record", "shim.children"},
     "shim.sandbox": BASE

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from shim import oci
+from shim.agent.answer import Answers
 from shim.agent.api import Agent, ContainerStats, Device, ProcessIds, StdioPorts, Storage
 from shim.agent.network import interface_message, neighbour_message, route_message
 from shim.agent.spec import cgroup_files, process_message, resources_message, spec_message
@@ -23,7 +24,6 @@ from shim.ttrpc.channel import Channel
 _MAX_REMOVE_S = 8.0
 # containerd gives State and its collector of metrics 2 s, and Pids, when it comes back after a restart, 5 s.
 _MAX_LOOK_S = 1.5
-_MAX_PROCESSES = 32768
 # Characters; runc's longest messages have some hundred.
 _MAX_ERROR = 4096
 _MAX_VERSION = 64
@@ -44,10 +44,11 @@ class KataAgent(Agent):
     def __init__(self, channel: Channel, call_s: float = 30.0, *, pause_s: float = 0.1) -> None:
         """`pause_s` is between tries of what the genuine agent may not be ready for."""
         self._channel, self._call_s, self._pause_s = channel, call_s, pause_s
-        self._agent = grpc.AgentServiceStub(channel)  # type: ignore[arg-type]
-        self._health = grpc.HealthStub(channel)  # type: ignore[arg-type]
+        answers = Answers(channel)
+        self._agent = grpc.AgentServiceStub(answers)  # type: ignore[arg-type]
+        self._health = grpc.HealthStub(answers)  # type: ignore[arg-type]
         self._ours = False
-        self._guest = pb_guest.GuestStub(channel)  # type: ignore[arg-type]
+        self._guest = pb_guest.GuestStub(answers)  # type: ignore[arg-type]
 
     async def check(self) -> str:
         request = grpc.CheckRequest()
@@ -220,7 +221,7 @@ class KataAgent(Agent):
         request = pb_guest.ListProcessesRequest(container_id=container_id)
         timeout_s = min(self._call_s, _MAX_LOOK_S)
         answer = await _bounded(self._guest.list_processes(request, timeout=timeout_s))
-        return [process.exec_id for process in answer.processes[:_MAX_PROCESSES]]
+        return [process.exec_id for process in answer.processes]
 
     async def oom_event(self) -> str:
         answer = await _bounded(self._agent.get_oom_event(grpc.GetOomEventRequest(), timeout=None))

@@ -17,6 +17,7 @@ from shim import errors
 
 from . import status
 from .connection import ClientConnection, ClientEvent, MessageReceived, Metadata, Request
+from .frame import MAX_DATA
 from .transport import Inbox, Link
 
 MetadataLike = Mapping[str, Any] | Iterable[tuple[str, Any]]
@@ -25,8 +26,8 @@ MetadataLike = Mapping[str, Any] | Iterable[tuple[str, Any]]
 class _ClientLink(Link[ClientEvent]):
     """The connection of a channel, and who waits for what on it."""
 
-    def __init__(self) -> None:
-        self.connection = ClientConnection()
+    def __init__(self, max_reply: int) -> None:
+        self.connection = ClientConnection(max_reply)
         super().__init__(self.connection)
         self.inboxes: dict[int, Inbox] = {}
 
@@ -52,16 +53,17 @@ class _ClientLink(Link[ClientEvent]):
 
 
 class Channel:
-    """Calls over one connection; made by `connect` or, for any other asyncio transport, around `link()`."""
+    """Calls over one connection; made by `connect` or, for any other asyncio transport, around `link()`. A reply of
+    more than `max_reply` bytes fails its call with ResourceExhausted."""
 
-    def __init__(self) -> None:
-        self._link = _ClientLink()
+    def __init__(self, max_reply: int = MAX_DATA) -> None:
+        self._link = _ClientLink(max_reply)
 
     @classmethod
-    async def connect(cls, connected: socket.socket) -> Channel:
+    async def connect(cls, connected: socket.socket, max_reply: int = MAX_DATA) -> Channel:
         """A channel over a connected stream socket (AF_UNIX, AF_VSOCK), which is the channel's from here, also
         when this fails."""
-        channel = cls()
+        channel = cls(max_reply)
         try:
             await asyncio.get_running_loop().create_connection(channel.link, sock=connected)
         except BaseException:

@@ -176,11 +176,11 @@ class ServerConnection:
 
 
 class ClientConnection:
-    """The client's end of one connection."""
+    """The client's end of one connection; a reply of more than `max_reply` bytes fails its call."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_reply: int = frame.MAX_DATA) -> None:
         self.outgoing = bytearray()
-        self._decoder = frame.Decoder()
+        self._decoder = frame.Decoder(max_reply)
         self._next_id = 1
         self._streams: dict[int, bool] = {}  # live streams: may the server send messages?
 
@@ -231,7 +231,8 @@ class ClientConnection:
             if stream_id not in self._streams:
                 continue  # an answer to a call that was given up, or none of ours
             if received.oversized:
-                self._fail(stream_id, ResourceExhausted(frame.too_long(received.oversized)), events)
+                wrong = frame.too_long(received.oversized, self._decoder.limit)
+                self._fail(stream_id, ResourceExhausted(wrong), events)
             elif received.type == frame.RESPONSE:
                 self._receive_response(stream_id, received.data, events)
             elif received.type == frame.DATA:

@@ -40,9 +40,9 @@ class Frame(NamedTuple):
     oversized: int = 0
 
 
-def too_long(length: int) -> str:
+def too_long(length: int, limit: int = MAX_DATA) -> str:
     """The words for a message of `length` bytes, which is over the limit."""
-    return f"message length {length} exceed maximum message size of {MAX_DATA}"
+    return f"message length {length} exceed maximum message size of {limit}"
 
 
 def encode(frame: Frame) -> bytes:
@@ -53,9 +53,11 @@ def encode(frame: Frame) -> bytes:
 
 
 class Decoder:
-    """Frames from a byte stream cut anywhere. Holds at most one frame's data and what `feed` was given."""
+    """Frames from a byte stream cut anywhere, none with more data than `limit`. Holds at most one frame's data and
+    what `feed` was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_DATA) -> None:
+        self.limit = limit
         self._buffer = bytearray()
         self._skip = 0  # bytes of an oversized frame still to be thrown away
 
@@ -73,7 +75,7 @@ class Decoder:
             length, stream_id, type_, flags = _HEADER.unpack_from(buffer, start)
             begin = start + _HEADER.size
             end = begin + length
-            if length > MAX_DATA:
+            if length > self.limit:
                 frames.append(Frame(stream_id, type_, flags, oversized=length))
                 self._skip = max(0, end - len(buffer))
             elif end > len(buffer):

@@ -60,7 +60,9 @@ class Guest(pb_guest.GuestBase):
         return pb_guest.SetLimitsResponse()
 
     async def list_processes(self, list_processes_request: pb_guest.ListProcessesRequest) -> Any:
-        return pb_guest.ListProcessesResponse([pb_guest.Process(7), pb_guest.Process(8, "e1")] * 30_000)
+        return pb_guest.ListProcessesResponse(
+            [pb_guest.Process(7), pb_guest.Process(8, "e1"), pb_guest.Process(9)]
+        )
 
 
 def with_agent(*services: Any) -> Any:
@@ -184,12 +186,10 @@ def test_numbers_that_do_not_come_are_not_waited_for_longer_than_containerd_does
     run()
 
 
-def test_processes_are_cut_to_what_a_guest_can_have() -> None:
+def test_processes_are_listed_by_the_exec_that_they_are() -> None:
     @with_agent(Agent(), Guest())
     async def run(client: KataAgent) -> None:
-        found = await client.list_processes("c1")
-        assert found[:2] == ["", "e1"]
-        assert len(found) == 32768
+        assert await client.list_processes("c1") == ["", "e1", ""]
 
     run()
 
