@@ -30,7 +30,6 @@ PAIR = Struct("<QIHHQIHH")
 NEXT, WRITE, INDIRECT = 1, 2, 4
 NO_NOTIFY = 1
 NO_INTERRUPT = 1
-MAX_SIZE = 32768
 
 _lock = _thread.allocate_lock()
 
@@ -148,18 +147,18 @@ class Ring:
         """
         table, size = self.table, self.size
         found: list[memoryview] = []
-        # no chain is longer than its table: whoever comes back to a descriptor runs out of `left`
-        position, left, indirect = head, size, False
+        position, indirect = head, False
         while True:
-            if position >= size or left == 0:
-                raise RingFault("descriptor index out of range or chain in a loop")
-            left -= 1
+            # Whoever comes back to a descriptor has a chain longer than the queue, which none may be, in an indirect
+            # table either: 32768 pieces of it in each packet would keep us from everything else.
+            if position >= size or len(found) >= self.size:
+                raise RingFault("descriptor index out of range, or a chain that is too long or in a loop")
             address, length, flags, following = DESCRIPTOR.unpack_from(table, 16 * position)
             if flags & INDIRECT:
-                if indirect or flags & NEXT or not length or length % 16 or length > 16 * MAX_SIZE:
+                if indirect or flags & NEXT or not length or length % 16:
                     raise RingFault(f"bad indirect table of {length} bytes")
                 table, size = memory.guest(address, length), length // 16
-                position, left, indirect = 0, size, True
+                position, indirect = 0, True
                 continue
             if not length or bool(flags & WRITE) != writable:
                 raise RingFault(f"descriptor of {length} bytes with flags {flags:#x}")

@@ -82,6 +82,20 @@ def test_a_loop_in_an_indirect_table_is_a_fault(ring: Fixture) -> None:
         ring.segments()
 
 
+@pytest.mark.parametrize(("length", "fits"), [(SIZE, True), (SIZE + 1, False), (2000, False)])
+def test_a_chain_in_an_indirect_table_is_no_longer_than_the_queue(
+    ring: Fixture, length: int, fits: bool
+) -> None:
+    ring.describe(0, GPA + 0x2000, 16 * 2048, INDIRECT)
+    for index in range(length):
+        ring.entry(0x2000 + 16 * index, GPA + 0x1000, 1, NEXT if index < length - 1 else 0, index + 1)
+    if fits:
+        assert len(ring.segments()) == length
+    else:
+        with pytest.raises(RingFault):
+            ring.segments()
+
+
 @pytest.mark.parametrize("length", [0, 15, 17, 0xFFFFFFF0])
 def test_an_indirect_table_of_a_bad_size_is_a_fault(ring: Fixture, length: int) -> None:
     ring.describe(0, GPA + 0x2000, length, INDIRECT)
@@ -201,4 +215,4 @@ def test_random_tables_raise_nothing_but_faults_and_give_only_ram() -> None:
         with contextlib.suppress(RingFault, BadAddress):
             segments = ring.segments(random_.randrange(10), writable=random_.random() < 0.5)
             assert all(0 < len(segment) <= RAM for segment in segments)
-            assert len(segments) <= max(SIZE, RAM // 16)
+            assert len(segments) <= SIZE
