@@ -133,7 +133,7 @@ class Backend:
 
     def _is_flushed(self) -> bool:
         """Is every byte with the host, or is there no hope?"""
-        left = sum(len(stream.pending) for stream in self._hub.draining)
+        left = sum(len(stream.pending) for stream in self._hub.muxer.draining)
         if left == 0:
             return True
         now = monotonic()
@@ -141,5 +141,5 @@ class Backend:
             self._left, self._give_up_at = left, now + FLUSH_TIMEOUT_S
         if now < self._give_up_at:
             return False
-        self._log.warning("bytes were not delivered", count=left, streams=len(self._hub.draining))
+        self._log.warning("bytes were not delivered", count=left, streams=len(self._hub.muxer.draining))
         return True

@@ -41,13 +41,12 @@ REQUEST_TIMEOUT_S = 10.0
 class Hub:
     """All streams of one device. `path` is the host socket's, from which guest connections get theirs."""
 
-    __slots__ = ("_log", "_path", "_poller", "draining", "muxer", "requested")
+    __slots__ = ("_log", "_path", "_poller", "muxer", "requested")
 
     def __init__(self, poller: Poller, muxer: Muxer, path: str, log: Log) -> None:
         self._poller, self.muxer, self._path, self._log = poller, muxer, path, log
-        # waiting for the guest's answer; waiting for the host to read what a lost guest connection left
+        # waiting for the guest's answer
         self.requested: set[Stream] = set()
-        self.draining: set[Stream] = set()
 
     # ---- begin -----------------------------------------------------------------------------------
 
@@ -287,7 +286,7 @@ class Hub:
             stream.close()
         elif stream.pending:
             stream.state = DRAINING
-            self.draining.add(stream)
+            self.muxer.draining.add(stream)
         else:
             self._end(stream)
 
@@ -299,7 +298,7 @@ class Hub:
     def _end(self, stream: Stream) -> None:
         """Close the host's descriptor, then tell the control connection."""
         stream.state = CLOSED
-        self.draining.discard(stream)
+        self.muxer.draining.discard(stream)
         if stream.fd >= 0:
             self._poller.remove(stream.fd)
             stream.close()

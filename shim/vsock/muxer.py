@@ -41,12 +41,13 @@ class TooManyConnections(Exception):
 
 class Muxer:
     """The connections of one guest. `connections` is keyed by `Connection.key`, the ports as the guest
-    sends them."""
+    sends them; `draining` are those that the guest has given up before the host had read all."""
 
-    __slots__ = ("_cids", "_last_port", "connections", "control", "ready")
+    __slots__ = ("_cids", "_last_port", "connections", "control", "draining", "ready")
 
     def __init__(self, guest_cid: int) -> None:
         self.connections: dict[int, Stream] = {}
+        self.draining: set[Stream] = set()
         self.control: deque[Stream | bytes] = deque()
         self.ready: deque[Stream] = deque()
         self._cids = header.cids(header.HOST_CID, guest_cid)
@@ -54,8 +55,7 @@ class Muxer:
 
     def new_port(self, guest_port: int) -> int:
         """A host port for a new connection to `guest_port`. Raises `TooManyConnections`."""
-        if len(self.connections) >= MAX_CONNECTIONS:
-            raise TooManyConnections
+        self._check_room()
         used = {connection.host_port for connection in self.connections.values()}
         port = self._last_port
         while True:
@@ -66,9 +66,12 @@ class Muxer:
 
     def add(self, connection: Stream) -> None:
         """Raises `TooManyConnections`; the pair of ports must not be in use."""
-        if len(self.connections) >= MAX_CONNECTIONS:
-            raise TooManyConnections
+        self._check_room()
         self.connections[connection.key] = connection
+
+    def _check_room(self) -> None:
+        if len(self.connections) + len(self.draining) >= MAX_CONNECTIONS:
+            raise TooManyConnections
 
     def forget(self, connection: Stream) -> None:
         """The guest shall know this connection no more. Its place in the queues goes by itself."""

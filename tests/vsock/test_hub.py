@@ -12,10 +12,12 @@ import pytest
 
 from shim.log import Log
 from shim.vsock import header
+from shim.vsock.connection import OPEN
 from shim.vsock.hub import REQUEST_TIMEOUT_S, Hub
 from shim.vsock.listener import HANDSHAKE_TIMEOUT_S, Listener
-from shim.vsock.muxer import Muxer
+from shim.vsock.muxer import MAX_CONNECTIONS, Muxer
 from shim.vsock.poller import Poller
+from shim.vsock.stream import Stream
 
 
 class Fixture:
@@ -85,6 +87,23 @@ def test_a_client_that_hangs_up_takes_its_request_with_it(hub: Fixture) -> None:
     client.close()
     hub.poller.poll(1)
     assert hub.ops() == [header.OP_RST]
+
+
+def test_connections_that_the_guest_has_left_full_count_until_they_are_read(hub: Fixture) -> None:
+    muxer = hub.hub.muxer
+    streams = []
+    for port in range(MAX_CONNECTIONS):
+        stream = Stream(port, 5, -1, source=False, sink=True, is_socket=False)
+        stream.state = OPEN
+        stream.hold(b"not read yet")
+        muxer.add(stream)
+        hub.hub.detach(stream)
+        streams.append(stream)
+    assert not muxer.connections
+    assert hub.client(b"CONNECT 5\n").recv(1) == b""
+    hub.hub.host_failed(streams[0], BrokenPipeError())
+    hub.client(b"CONNECT 5\n")
+    assert len(muxer.connections) == 1
 
 
 def test_a_lost_guest_closes_those_who_wait(hub: Fixture) -> None:
