@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import re
 import socket
 from pathlib import Path
@@ -55,7 +56,7 @@ class DeviceClient:
                     sock = await self._dial()
                     await loop.sock_sendall(sock, b"CONNECT %d\n" % port)
                     return sock, await _answer(sock)
-            except (Refused, TimeoutError):
+            except (Refused, OSError):  # also a TimeoutError; a device that is gone is told by the next try
                 _close(sock)
             except BaseException:
                 _close(sock)
@@ -88,6 +89,9 @@ class DeviceClient:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             await asyncio.get_running_loop().sock_connect(sock, str(self._path))
+            while not _connected(sock):
+                await asyncio.sleep(_RETRY_S)
+                await asyncio.get_running_loop().sock_connect(sock, str(self._path))
         except OSError as error:
             sock.close()
             raise Unavailable(f"the vsock device is gone: {self._path}: {error.strerror}") from error
@@ -95,6 +99,17 @@ class DeviceClient:
             sock.close()
             raise
         return sock
+
+
+def _connected(sock: socket.socket) -> bool:
+    """A device that has too many callers waiting says EAGAIN, which asyncio takes for a connection under way."""
+    try:
+        sock.getpeername()
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            return False
+        raise
+    return True
 
 
 def _close(sock: socket.socket | None) -> None:

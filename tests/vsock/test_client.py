@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -257,3 +258,54 @@ async def test_closing_a_stream_answers_all_who_wait(client: DeviceClient) -> No
     await asyncio.sleep(0)
     stream.close()
     assert await asyncio.gather(*waiting) == [None, None]
+
+
+def test_a_device_with_too_many_callers_is_waited_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "vsock.sock"
+        client = DeviceClient(path)
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+            listener.bind(str(path))
+            listener.listen(0)
+            waiting.connect(str(path))
+            with pytest.raises(DeadlineExceeded):
+                await client.connect(1024, 0.05)
+            with pytest.raises(DeadlineExceeded):
+                await client.pass_fd(waiting.fileno(), 1027, 0.05)
+            dialling = asyncio.create_task(client.connect(1024, 5))
+            await asyncio.sleep(0)
+            listener.accept()[0].close()
+            caller = None
+            while caller is None:
+                await asyncio.sleep(0)
+                ready, _, _ = select.select([listener], [], [], 0)
+                caller = listener.accept()[0] if ready else None
+            caller.setblocking(False)
+            assert await receive(caller) == b"CONNECT 1024\n"
+            await send(caller, b"OK 1073741824\n")
+            (await dialling).close()
+            caller.close()
+
+    asyncio.run(main())
+
+
+def test_a_device_that_dies_under_a_request_is_told_as_gone(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "vsock.sock"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+        dial = DeviceClient._dial
+
+        async def dial_then_die(client: DeviceClient) -> socket.socket:
+            try:
+                return await dial(client)
+            finally:
+                listener.close()
+
+        client = DeviceClient(path)
+        client._dial = dial_then_die.__get__(client)  # type: ignore[method-assign]
+        with pytest.raises(Unavailable, match="is gone"):
+            await client.connect(1024, 5)
+
+    asyncio.run(main())
