@@ -33,6 +33,12 @@ _TURNS = 4
 # press the read that finds nothing is a fifth of the work.
 _FEW = 16 * 1024
 
+# What a write is cut to when the kernel has no memory for it in one piece: a vsock packet of 64 KiB takes 128 KiB, and a
+# small guest's memory is soon in smaller ones.
+_PIECE = 4096
+# The other end is gone. EIO: the last holder of a pty's.
+_GONE = (errno.EIO, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EPIPE)
+
 # Shared by all pumps: used only between a read and the write after it.
 _scratch = memoryview(bytearray(CHUNK))
 _buffers = [_scratch]
@@ -42,7 +48,8 @@ class Pump:
     """Copies until the end of `source`, or until `sink` is gone.
 
     Owns neither descriptor. `on_end(sink_gone)` is called once, after all bytes were written or when the sink
-    refused them; both descriptors are unregistered from the loop by then and may be closed in it.
+    refused them; both descriptors are unregistered from the loop by then and may be closed in it. An error that means
+    something else than a peer's end ends the pump too, and is raised then.
     """
 
     def __init__(self, source: int, sink: int, on_end: Callable[[bool], None]) -> None:
@@ -67,16 +74,16 @@ class Pump:
         """Move one chunk; False when there is nothing more to do now."""
         try:
             count = os.readv(self._source, _buffers)
-        except (BlockingIOError, InterruptedError):
+        except BlockingIOError:
             if self._last:
                 self._end(sink_gone=False)
             return False
         except OSError as error:
-            # EIO: the last holder of the pty's other end is gone. Anything else is a peer that broke off:
-            # what it sent before has been read.
-            if error.errno not in (errno.EIO, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EPIPE):
+            # A peer that broke off: what it sent before has been read.
+            self._end(sink_gone=False)
+            if error.errno not in _GONE:
                 raise
-            count = 0
+            return False
         if count == 0:
             self._end(sink_gone=False)
             return False
@@ -109,18 +116,19 @@ class Pump:
 
     def _write(self, data: memoryview | bytes) -> int:
         """Write what fits now; ends the pump when the sink is gone."""
-        written, size = 0, len(data)
+        written, size, piece = 0, len(data), len(data)
         while written < size:
             try:
-                written += os.write(self._sink, data[written:] if written else data)
+                written += os.write(self._sink, data[written : written + piece])
             except BlockingIOError:
                 break
-            except InterruptedError:
-                continue
             except OSError as error:
-                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EIO):
-                    raise
+                if error.errno == errno.ENOMEM and piece > _PIECE:
+                    piece = _PIECE
+                    continue
                 self._end(sink_gone=True)
+                if error.errno not in _GONE:
+                    raise
                 return written
         self.moved += written
         if self._waiters:
@@ -199,21 +207,17 @@ class SplicePump(Pump):
         try:
             count = os.splice(self._source, self._sink, CHUNK, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
-            # Nothing to read, or no room for it: it does not say which.
-            if not _has_room(self._sink):
+            # Nothing to read, or no room for it: it does not say which, and room may have come since.
+            if not _ready(self._sink, select.POLLOUT):
                 self._await_sink()
-            elif self._last:
+            elif self._last and not _ready(self._source, select.POLLIN):
                 self._end(sink_gone=False)
             return False
-        except InterruptedError:
-            return True
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                self._end(sink_gone=True)
-                return False
-            if error.errno not in (errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT):
+            self._end(sink_gone=error.errno == errno.EPIPE)
+            if error.errno not in _GONE:
                 raise
-            count = 0
+            return False
         if count == 0:
             self._end(sink_gone=False)
             return False
@@ -226,8 +230,8 @@ class SplicePump(Pump):
         self._await_source()
 
 
-def _has_room(pipe: int) -> bool:
-    """Or nobody reads it any more, which the next splice will tell."""
+def _ready(fd: int, event: int) -> bool:
+    """Or its other end is gone, which the next splice will tell."""
     poll = select.poll()
-    poll.register(pipe, select.POLLOUT)
+    poll.register(fd, event)
     return bool(poll.poll(0))

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import socket
+from typing import Any
+
+import pytest
 
 from shim.guest.pump import CHUNK, Pump
 
@@ -238,5 +242,50 @@ def test_streams_take_turns() -> None:
         await reading
         busy.close()
         quiet.close()
+
+    go(test)
+
+
+def test_a_write_too_large_for_the_kernels_memory_goes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        ends = Ends()
+        write = os.write
+
+        def short_of_memory(fd: int, data: bytes) -> int:
+            if fd == ends.sink.fileno() and len(data) > 4096:
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            return write(fd, data)
+
+        monkeypatch.setattr(os, "write", short_of_memory)
+        writing = asyncio.create_task(ends.write(DATA))
+        assert await ends.read(len(DATA)) == DATA
+        await writing
+        assert ends.ended == []
+        ends.close()
+
+    go(test)
+
+
+@pytest.mark.parametrize("broken", ["source", "sink"])
+def test_an_error_that_nobody_expects_ends_the_pump_and_is_told_once(broken: str) -> None:
+    async def test() -> None:
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+        reader, writer = os.pipe2(os.O_NONBLOCK)
+        sink, null = os.eventfd(0), os.open("/dev/null", os.O_WRONLY)
+        ended: list[bool] = []
+        # An eventfd takes eight bytes and no less.
+        pump = Pump(writer if broken == "source" else reader, sink, ended.append)
+        if broken == "source":
+            os.close(reader)
+        pump.start()
+        os.write(null if broken == "source" else writer, b"x")
+        await eventually(lambda: bool(told))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(told) == 1
+        assert ended == [broken == "sink"]
+        for fd in {reader, writer, sink, null} - ({reader} if broken == "source" else set()):
+            os.close(fd)
 
     go(test)

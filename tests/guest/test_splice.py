@@ -10,6 +10,7 @@ import socket
 
 import pytest
 
+from shim.guest import pump
 from shim.guest.pump import CHUNK, SplicePump
 
 from .loop import eventually, go
@@ -106,6 +107,28 @@ def test_the_end_waits_for_a_reader_that_is_slow(told: bool) -> None:
         await turns()
         assert ends.ended == []
         assert await ends.read(20000) == DATA[:20000]
+        await eventually(lambda: ends.ended == [False])
+        ends.close()
+
+    go(test)
+
+
+def test_room_that_comes_at_the_last_moment_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        ends = Ends()
+        await ends.send(DATA[:6000])
+        await turns()
+        taken, ready = [], pump._ready
+
+        def reader_is_quick(fd: int, event: int) -> bool:
+            if fd == ends.sink and not taken:
+                taken.append(os.read(ends.reader, 4096))
+            return ready(fd, event)
+
+        monkeypatch.setattr(pump, "_ready", reader_is_quick)
+        ends.pump.finish()
+        assert taken
+        assert taken[0] + await ends.read(6000 - len(taken[0])) == DATA[:6000]
         await eventually(lambda: ends.ended == [False])
         ends.close()
 
