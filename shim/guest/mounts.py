@@ -115,16 +115,19 @@ class Storages:
 
     async def _add(self, storage: Mapping[str, Any]) -> str:
         point = check_path(storage.get("mount_point", ""), "mount point")
+        driver, source = storage.get("driver", ""), storage.get("source", "")
+        if driver == "blk":
+            source = await find_disk(
+                source
+            )  # before the look at who has it: another container may come meanwhile
         if self._users.get(point, 0):
             self._users[point] += 1
             return point
-        driver = storage.get("driver", "")
         try:
             match driver:
                 case "virtio-fs":
                     await self._virtio_fs(storage, point)
                 case "blk":
-                    source = await find_disk(storage.get("source", ""))
                     boot.load_file_system(storage.get("fstype", ""))
                     self._make(storage, point, source, storage.get("fstype", ""))
                 case "overlayfs":

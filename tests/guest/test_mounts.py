@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Sequence
@@ -101,6 +102,32 @@ def test_a_storage_of_several_containers_goes_with_the_last(tmp_path: Path, kern
         assert kernel.unmounted == []
         storages.remove(two)
         assert kernel.unmounted == two
+
+    go(test)
+
+
+def test_a_disk_that_two_containers_wait_for_is_mounted_once(
+    tmp_path: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        came = asyncio.Event()
+
+        async def find_disk(_source: str) -> str:
+            await came.wait()
+            return "/dev/vda"
+
+        monkeypatch.setattr(mounts, "find_disk", find_disk)
+        storages = Storages(kernel.mount)
+        disk = {"driver": "blk", "mount_point": str(tmp_path / "m"), "source": "01/02", "fstype": "none"}
+        adding = [asyncio.create_task(storages.add([disk])) for _ in range(2)]
+        await asyncio.sleep(0)
+        came.set()
+        first, second = await asyncio.gather(*adding)
+        assert len(kernel.mounted) == 1
+        storages.remove(first)
+        assert kernel.unmounted == []
+        storages.remove(second)
+        assert kernel.unmounted == [str(tmp_path / "m")]
 
     go(test)
 
