@@ -49,30 +49,31 @@ class Container:
         self.spec = spec
         self.cgroup: str = spec["linux"]["cgroupsPath"]
         self.storages: list[str] = []
-        self._bundle = bundle
+        self.bundle = bundle
         self._runtime, self._on_oom, self._log = runtime, on_oom, log
         self._lock = asyncio.Lock()
         self._init: Process | None = None
         self._execs: dict[str, Process] = {}
         self._oom: cgroup.OomWatch | None = None
-        self._created = self._paused = False
+        self._created = self._removed = self._paused = False
 
     async def create(self, stdio: Stdio) -> None:
         """Write the bundle and create the init process, which waits for `start`. Owns `stdio`."""
         async with self._lock:
             args = self.spec["process"]["args"]
             try:
-                os.makedirs(self._bundle, mode=0o700)
-                write_json(f"{self._bundle}/config.json", self.spec)
+                if self._removed:  # while its streams or its storages were waited for
+                    raise errors.FailedPrecondition(f"container {self.id} was removed")
+                os.makedirs(self.bundle, mode=0o700, exist_ok=True)  # Kata mounts a disk's rootfs there
+                write_json(f"{self.bundle}/config.json", self.spec)
                 self._created = True
                 launched = await self._runtime.create(
-                    self.id, self._bundle, args, stdio.open(), terminal=stdio.terminal
+                    self.id, self.bundle, args, stdio.open(), terminal=stdio.terminal
                 )
             except BaseException:
                 stdio.abandon()
                 raise
-            self._init = Process("", args, stdio)
-            self._init.run(launched, self._on_init_exit)
+            self._init = Process("", launched, stdio, self._on_init_exit)
             self._oom = cgroup.OomWatch(self.cgroup, self._on_oom)
 
     async def start(self) -> None:
@@ -101,19 +102,21 @@ class Container:
             except BaseException:
                 stdio.abandon()
                 raise
-            started = Process(exec_id, process["args"], stdio)
-            self._execs.pop(exec_id, None)
+            if known is not None:
+                self._forget_exec(exec_id)
             self._forget_old_execs()
-            self._execs[exec_id] = started
-            started.run(launched, self._check_oom)
-            return started
+            self._execs[exec_id] = Process(exec_id, launched, stdio, self._check_oom)
+            return self._execs[exec_id]
 
     def _forget_old_execs(self) -> None:
         for ended, remembered in ((True, _REMEMBERED_EXECS), (False, _UNREAD_EXECS)):
             execs = self._execs.items()
             old = [key for key, process in execs if process.finished and process.stdio.ended is ended]
             for key in old[: max(0, len(old) - remembered + 1)]:
-                self._execs.pop(key).stdio.close()
+                self._forget_exec(key)
+
+    def _forget_exec(self, exec_id: str) -> None:
+        self._execs.pop(exec_id).stdio.forget()
 
     @property
     def init(self) -> Process:
@@ -183,7 +186,9 @@ class Container:
         cgroup.kill(self.cgroup)
 
     async def destroy(self, timeout_s: float = 0.0) -> None:
-        """Kill what runs and remove all traces. Idempotent; raises the first error after doing all it can."""
+        """Kill what runs and remove all traces but the bundle's directory. Idempotent; raises the first error after
+        doing all it can."""
+        self._removed = True
         if self._init is not None:
             self.signal("", signal.SIGKILL)
             try:
@@ -210,5 +215,4 @@ class Container:
         for process in [*self._execs.values(), *([self._init] if self._init else [])]:
             process.stdio.close()
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._bundle}/config.json")
-            os.rmdir(self._bundle)
+            os.unlink(f"{self.bundle}/config.json")

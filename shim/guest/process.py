@@ -13,29 +13,19 @@ from shim.guest.stdio import Stdio
 
 
 class Process:
-    """Exists from before its start. `exec_id` "" is the container's init process."""
+    """One that crun has made; `exec_id` "" is the container's init process."""
 
-    def __init__(self, exec_id: str, args: list[str], stdio: Stdio) -> None:
-        self.exec_id = exec_id
-        self.args = args
-        self.stdio = stdio
-        self.pid = 0
-        self.ended = False
-        self._exited = asyncio.Event()
+    def __init__(self, exec_id: str, launched: Launched, stdio: Stdio, on_exit: Callable[[], None]) -> None:
+        """`stdio` is what it was launched with. `on_exit` is called once it has ended, before any waiter."""
+        self.exec_id, self.pid, self.stdio = exec_id, launched.pid, stdio
+        self._exited = launched.exited
         self._finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._watcher: asyncio.Task[None] | None = None
         self._terminated = False
+        stdio.attach(launched.master)
+        self._watcher = asyncio.create_task(self._watch(on_exit))
 
-    def run(self, launched: Launched, on_exit: Callable[[], None]) -> None:
-        """The process was started. `on_exit` is called once it has ended, before any waiter."""
-        self.pid = launched.pid
-        self.stdio.attach(launched.master)
-        self._watcher = asyncio.create_task(self._watch(launched.exited, on_exit))
-
-    async def _watch(self, exited: asyncio.Future[int], on_exit: Callable[[], None]) -> None:
-        status = await exited
-        self.ended = True
-        self._exited.set()
+    async def _watch(self, on_exit: Callable[[], None]) -> None:
+        status = await self._exited
         try:
             on_exit()
             await self.stdio.on_exit()
@@ -53,7 +43,12 @@ class Process:
 
     async def exited(self) -> None:
         """Until the process has ended, its output aside."""
-        await self._exited.wait()
+        await asyncio.wait([self._exited])
+
+    @property
+    def ended(self) -> bool:
+        """It is reaped: its pid may be another's."""
+        return self._exited.done()
 
     @property
     def finished(self) -> bool:
@@ -67,7 +62,7 @@ class Process:
         would thus get lost is delivered as what it means, the end of the container, and its exit code is the
         143 that any other process would show. (runc drops the signal; Kata's agent kills with code 137.)
         """
-        if self.ended or not self.pid:
+        if self.ended:
             return
         if number == signal.SIGTERM and not self.exec_id and _has_default_action(self.pid, number):
             self._terminated = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -188,8 +189,7 @@ class Sandbox:
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not task.done():
-                task.add_done_callback(lambda done: self._undo(done, container_id))
+            task.add_done_callback(lambda done: self._undo(done, container_id))
             raise
 
     def _undo(self, done: asyncio.Task[Process | None], container_id: str | None) -> None:
@@ -205,7 +205,9 @@ class Sandbox:
 
     async def remove_container(self, container_id: str, timeout_s: float = 0.0) -> None:
         """RemoveContainer: kill, remove, unmount."""
-        container = self.container(container_id)
+        await self._finish(self._remove_container(self.container(container_id), timeout_s), None)
+
+    async def _remove_container(self, container: Container, timeout_s: float) -> None:
         try:
             await container.destroy(timeout_s)
         finally:
@@ -222,7 +224,11 @@ class Sandbox:
 
     def _forget(self, container: Container) -> None:
         self._storages.remove(container.storages)
+        below = [point for point in reversed(container.storages) if point.startswith(f"{container.bundle}/")]
         container.storages = []
+        for directory in (*below, container.bundle):
+            with contextlib.suppress(OSError):  # there never was one, or something of somebody else is in it
+                os.rmdir(directory)
         if self._containers.get(container.id) is container:
             del self._containers[container.id]
         if self._infra is container and not self._containers:

@@ -169,6 +169,12 @@ class Stdio:
                 output.on_exit()
         await asyncio.gather(*flushes)
 
+    def forget(self) -> None:
+        """The process has ended, and nobody can ask for its output any more. What is passed goes on to its end."""
+        for output in self._outputs:
+            if isinstance(output, RpcOutput):
+                output.close()
+
     @property
     def ended(self) -> bool:
         """No output is still open or unread."""

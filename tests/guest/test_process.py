@@ -23,10 +23,11 @@ class Started:
     def __init__(self, reaper: Reaper, script: str, *, exec_id: str = "") -> None:
         stdio = Stdio([None, None, None], terminal=False, rpc=True)
         self.exits: list[bool] = []
-        self.process = Process(exec_id, ["sh"], stdio)
         argv = ["sh", "-c", script]
         pid, exited = reaper.spawn("/bin/sh", argv, stdio.open(), {"PATH": "/bin:/usr/bin"})
-        self.process.run(Launched(pid, exited, -1), lambda: self.exits.append(self.process.finished))
+        self.process = Process(
+            exec_id, Launched(pid, exited, -1), stdio, lambda: self.exits.append(self.process.finished)
+        )
 
     async def ready(self) -> None:
         assert await self.process.stdio.read(1, 100) == b"ready\n"
@@ -92,6 +93,22 @@ def test_signals_end_a_process_as_they_would_outside_of_a_container(
         started.process.signal(signal.SIGTERM)
         started.process.stdio.close()
         reaper.uninstall()
+
+    go(test)
+
+
+def test_no_signal_goes_to_a_pid_that_was_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        reaper = Reaper()
+        started = Started(reaper, "exit 3")
+        os.waitid(os.P_PID, started.process.pid, os.WEXITED | os.WNOWAIT)
+        reaper.reap()  # and nobody has heard of it yet
+        killed: list[int] = []
+        monkeypatch.setattr(os, "kill", lambda pid, _number: killed.append(pid))
+        started.process.signal(signal.SIGKILL)
+        assert await started.process.wait() == 3
+        assert killed == []
+        started.process.stdio.close()
 
     go(test)
 

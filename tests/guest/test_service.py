@@ -8,11 +8,12 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from shim import errors
+from shim.guest import syscall
 from shim.guest.forward import PortForward
 from shim.guest.reaper import Reaper
 from shim.guest.runtime import Runtime
@@ -223,6 +224,42 @@ def test_misuse_of_execs_is_answered(play: Play) -> None:
     play(scenario)
 
 
+def test_an_exec_id_that_is_used_again_leaves_no_unread_output(play: Play) -> None:
+    async def scenario(agent: Agent) -> None:
+        await agent.run("c1", ["sleep", "100"], annotations={})
+        names = {"container_id": "c1", "exec_id": "e"}
+        for number in range(2):
+            await agent.call("ExecProcess", **names, process={"Args": ["echo", str(number)]})
+            await agent.wait("c1", "e")
+        assert (await agent.call("ReadStdout", **names, len=9))["data"] == b"1\n"
+        await agent.call("RemoveContainer", container_id="c1")
+
+    play(scenario)
+
+
+def test_passed_output_of_a_forgotten_exec_arrives(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shim.guest.container._UNREAD_EXECS", 1)
+    monkeypatch.setattr("shim.guest.stdio.EXIT_GRACE_S", 0.01)
+    size = 600_000
+
+    async def scenario(agent: Agent) -> None:
+        await agent.run("c1", ["sleep", "100"])
+        out = agent.stream(7)
+        process = {"Args": ["head", "-c", str(size), "/dev/zero"]}
+        await agent.call("ExecProcess", container_id="c1", exec_id="e", process=process, stdout_port=7)
+        await agent.wait("c1", "e")
+        for number in range(2):
+            name = f"e{number}"
+            await agent.call("ExecProcess", container_id="c1", exec_id=name, process={"Args": ["true"]})
+            await agent.wait("c1", name)
+        with pytest.raises(errors.NotFound):
+            await agent.wait("c1", "e")
+        assert len(await read_to_end(out)) == size
+        await agent.call("RemoveContainer", container_id="c1")
+
+    play(scenario)
+
+
 def test_many_ended_execs_are_forgotten_oldest_first(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shim.guest.container._REMEMBERED_EXECS", 2)
 
@@ -366,6 +403,81 @@ def test_a_creation_whose_caller_has_gone_is_undone(play: Play) -> None:
         await eventually(is_gone)
         assert agent.leftovers() == []
         await asyncio.sleep(0)
+
+    play(scenario)
+
+
+def test_a_result_that_comes_with_the_callers_end_is_undone(play: Play) -> None:
+    class Undone:
+        signals: ClassVar[list[int]] = []
+
+        def signal(self, number: int) -> None:
+            self.signals.append(number)
+
+    async def scenario(agent: Agent) -> None:
+        done = asyncio.Event()
+
+        async def work() -> Any:
+            await done.wait()
+            return Undone()
+
+        caller = asyncio.create_task(agent.sandbox._finish(work(), None))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        done.set()
+        await asyncio.sleep(0)  # it is made, its caller does not know yet
+        caller.cancel()
+        await asyncio.wait([caller])
+        assert caller.cancelled()
+        await eventually(lambda: Undone.signals == [signal.SIGKILL])
+
+    play(scenario)
+
+
+def test_a_container_that_is_removed_while_it_waits_for_its_streams_is_not_made(play: Play) -> None:
+    async def scenario(agent: Agent) -> None:
+        spec = agent.spec(["sleep", "100"])
+        request = agent.call("CreateContainer", container_id="c1", OCI=spec, stdout_port=7)
+        creating = asyncio.create_task(request)
+        await asyncio.sleep(0.01)
+        await agent.call("RemoveContainer", container_id="c1")
+        out = agent.stream(7)
+        with pytest.raises(errors.FailedPrecondition, match="was removed"):
+            await creating
+        assert await read_to_end(out) == b""
+        assert agent.leftovers() == []
+        assert not (agent.directory / "state").exists(), "crun was called"
+
+    play(scenario)
+
+
+def test_a_removal_whose_caller_has_gone_is_done_all_the_same(play: Play) -> None:
+    async def scenario(agent: Agent) -> None:
+        await agent.run("c1", ["sleep", "100"])
+        container = agent.sandbox.container("c1")
+        async with container._lock:
+            removing = asyncio.create_task(agent.call("RemoveContainer", container_id="c1"))
+            await eventually(lambda: container.init.ended)
+            removing.cancel()
+            await asyncio.wait([removing])
+        await eventually(lambda: agent.leftovers() == [])
+        with pytest.raises(errors.NotFound):
+            agent.sandbox.container("c1")
+
+    play(scenario)
+
+
+def test_a_rootfs_may_be_mounted_in_the_bundle(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Kata's runtime has it when it is a disk."""
+    monkeypatch.setattr(syscall, "mount", lambda *_, **__: None)
+
+    async def scenario(agent: Agent) -> None:
+        root = f"{agent.directory}/base/c1/rootfs"
+        spec = {**agent.spec(["true"]), "Root": {"Path": root}}
+        storage = {"driver": "overlayfs", "mount_point": root}
+        await agent.call("CreateContainer", container_id="c1", OCI=spec, storages=[storage])
+        await agent.call("RemoveContainer", container_id="c1")
+        assert agent.leftovers() == []
 
     play(scenario)
 
