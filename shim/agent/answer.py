@@ -32,7 +32,8 @@ class Answers:
     def request(
         self, name: str, cardinality: Any, request_type: type[Any], reply_type: type[Any], **options: Any
     ) -> Stream:
-        return self._channel.request(name, cardinality, request_type, _Checked(reply_type), **options)
+        checked: Any = _Checked(reply_type)
+        return self._channel.request(name, cardinality, request_type, checked, **options)
 
 
 class _Checked:

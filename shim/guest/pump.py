@@ -33,8 +33,8 @@ _TURNS = 4
 # press the read that finds nothing is a fifth of the work.
 _FEW = 16 * 1024
 
-# What a write is cut to when the kernel has no memory for it in one piece: a vsock packet of 64 KiB takes 128 KiB, and a
-# small guest's memory is soon in smaller ones.
+# What a write is cut to when the kernel has no memory for it in one piece: a vsock packet of 64 KiB takes 128 KiB, and
+# a small guest's memory is soon in smaller ones.
 _PIECE = 4096
 # The other end is gone. EIO: the last holder of a pty's.
 _GONE = (errno.EIO, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EPIPE)

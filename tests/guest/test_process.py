@@ -101,8 +101,8 @@ def test_no_signal_goes_to_a_pid_that_was_reaped(monkeypatch: pytest.MonkeyPatch
     async def test() -> None:
         reaper = Reaper()
         started = Started(reaper, "exit 3")
-        os.waitid(os.P_PID, started.process.pid, os.WEXITED | os.WNOWAIT)
-        reaper.reap()  # and nobody has heard of it yet
+        while not started.process.ended:
+            reaper.reap()  # no task has heard of it yet
         killed: list[int] = []
         monkeypatch.setattr(os, "kill", lambda pid, _number: killed.append(pid))
         started.process.signal(signal.SIGKILL)
