@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +45,7 @@ from shim.sandbox.machine import Machine
 from shim.sandbox.parts import Parts
 from shim.template.store import Store
 from shim.template.use import Templates
+from shim.value import replace
 from shim.vm_size import Size
 from shim.vsock.api import AGENT_PORT, VsockDevice
 from shim.vsock.process import VsockProcess
@@ -252,7 +252,7 @@ class Daemon:
         )
         wanted = vm.spec(config, self._call.id, run_dir, netns)
         # What a template lacks is plugged in: memory costs little, so there is only one with the settings' memory.
-        saved = replace(config, memory_mib=base.memory_mib)
+        saved = config.resized(base.memory_mib, config.vcpus)
         store = Store(config.template_dir, config.template_limit_mib)
         templates = Templates(store, self._log, lambda: self._create_template(saved))
         restored = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def sized(config: Config, spec: Mapping[str, Any]) -> Config:
     own = Demand().updated(oci.section(spec, "linux", "resources"))
     base = Size(config.memory_mib, config.vcpus)
     size = needed(base, [pod if pod != Demand() else own]).at_most(most(config))
-    return replace(config, memory_mib=size.memory_mib, vcpus=size.vcpus)
+    return config.resized(size.memory_mib, size.vcpus)
 
 
 def spec(config: Config, name: str, run_dir: Path, netns: str | None = None) -> VmSpec:

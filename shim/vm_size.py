@@ -6,10 +6,11 @@ CPUs as the containers may use together, but those of the settings at least. A l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 from typing import Any
+
+from shim.value import Value
 
 # What CRI writes: the sums of the containers' limits as kubelet reckons them; 0 or nothing is no limit.
 _MEMORY = "io.kubernetes.cri.sandbox-memory"  # bytes
@@ -23,8 +24,7 @@ _STEP_MIB, _LARGE_MIB = 256, 1024
 _DEFAULT_PERIOD_US = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(Value):
     """Of a VM."""
 
     memory_mib: int
@@ -40,8 +40,7 @@ class Size:
         return f"{self.memory_mib} MiB and {self.vcpus} CPUs"
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(Value):
     """The limits of a container, or of a pod: bytes of memory, microseconds of CPU time in each period; 0 for none."""
 
     memory: int = 0

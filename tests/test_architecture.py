@@ -16,7 +16,7 @@ SHIM = ROOT / "shim"
 MAX_LINES = 330
 
 # What everything may use, and what the pure modules may not.
-BASE = {"shim.errors", "shim.log"}
+BASE = {"shim.errors", "shim.log", "shim.value"}
 IMPURE = {"asyncio", "socket", "subprocess", "select", "selectors", "threading", "time", "random", "signal"}
 RPC_LIBRARIES = {"grpclib", "betterproto"}
 HEAVY = RPC_LIBRARIES | {"asyncio", "click", "psutil", "typing", "dataclasses", "subprocess", "argparse"}
@@ -26,8 +26,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim.errors": set(),
     "shim.log": set(),
     "shim.oci": {"shim.errors"},
+    "shim.value": set(),
     "shim.wire": {"shim.errors"},
-    "shim.vm_size": set(),
+    "shim.vm_size": {"shim.value"},
     "shim.children": BASE,
     "shim.logfile": BASE,
     "shim.record": BASE,
@@ -80,6 +81,7 @@ PURE = [
     "shim.template.key",
     "shim.ttrpc.connection",
     "shim.ttrpc.frame",
+    "shim.value",
     "shim.vm_size",
     "shim.vsock.connection",
     "shim.vsock.handshake",

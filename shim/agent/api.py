@@ -8,14 +8,16 @@ The init process of a container is named by exec_id "" here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from shim.network.api import Interface, Neighbour, Route
+from shim.value import Value
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class StdioPorts:
+class StdioPorts(Value):
     """Host ports of the streams handed to the device for one process; 0 = no such stream.
 
     None instead of them: the streams are read and written by RPC.
@@ -26,8 +28,7 @@ class StdioPorts:
     stderr: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(Value):
     """A mount the agent makes before the container (agent.proto `Storage`)."""
 
     driver: str
@@ -39,8 +40,7 @@ class Storage:
     shared: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Value):
     """A device the agent finds by `id` and puts into the container at `container_path` (agent.proto `Device`). Of
     type "blk" the id is a disk's PCI path (`hypervisor.api.Hypervisor.add_disk`)."""
 
@@ -49,16 +49,14 @@ class Device:
     container_path: str
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessIds:
+class ProcessIds(Value):
     """Which process of which container; exec_id "" is the init process."""
 
     container_id: str
     exec_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CpuUse:
+class CpuUse(Value):
     """What a container has used of the guest's processors, and how often it was kept from more."""
 
     total_ns: int = 0
@@ -70,8 +68,7 @@ class CpuUse:
     throttled_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
+class MemoryUse(Value):
     """Bytes, and how often more was wanted than `limit`; None is no limit."""
 
     usage: int = 0
@@ -80,8 +77,7 @@ class MemoryUse:
     limit: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class IoCount:
+class IoCount(Value):
     """One counter of one block device. From cgroup v2 `op` is read, write (bytes), rios or wios."""
 
     major: int
@@ -90,8 +86,7 @@ class IoCount:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkUse:
+class NetworkUse(Value):
     """One network device of the guest."""
 
     name: str
@@ -105,8 +100,7 @@ class NetworkUse:
     tx_dropped: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerStats:
+class ContainerStats(Value):
     """What a container uses, in the guest's numbers; every number fits 64 bits.
 
     `memory_stat` and `memory_events` are the files of these names in the guest's cgroup, v1 or v2; `io` is by
@@ -118,12 +112,12 @@ class ContainerStats:
     swap: MemoryUse = MemoryUse()
     kernel: MemoryUse = MemoryUse()
     cache: int = 0
-    memory_stat: Mapping[str, int] = field(default_factory=dict)
-    memory_events: Mapping[str, int] = field(default_factory=dict)
+    memory_stat: Mapping[str, int] = _NOTHING
+    memory_events: Mapping[str, int] = _NOTHING
     pids: int = 0
     pids_limit: int | None = None
-    io: Mapping[str, tuple[IoCount, ...]] = field(default_factory=dict)
-    hugetlb: Mapping[str, MemoryUse] = field(default_factory=dict)
+    io: Mapping[str, tuple[IoCount, ...]] = _NOTHING
+    hugetlb: Mapping[str, MemoryUse] = _NOTHING
     network: tuple[NetworkUse, ...] = ()
 
 

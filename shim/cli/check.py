@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from shim.hypervisor.qemu.driver import QemuHypervisor
 from shim.log import Log
 from shim.rootfs import virtiofsd
 from shim.template.store import Store, inputs
+from shim.value import Value
 
 _OLDEST_QEMU, _OLDEST_CONTAINERD = (7, 2), (1, 6)
 _QEMU_PACKAGES = "apt-get install qemu-system-x86 qemu-system-common"
@@ -33,8 +33,7 @@ _PACKAGES = {"util-linux": ("setpriv", "nsenter", "unshare"), "iproute2": ("ip",
 _TUN = Path("/dev/net/tun")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Value):
     """`ok`: fine. `note`: works, could be better. `bad`: containers will not start. `mend` is a command, or ""."""
 
     what: str
@@ -53,7 +52,7 @@ def check_command(*, as_json: bool) -> int:
     daemon = host.containerd()
     findings = list(check(host.settings(daemon), daemon))
     if as_json:
-        echo_json([asdict(item) for item in findings])
+        echo_json([vars(item) for item in findings])
     else:
         for item in findings:
             head = f"{item.state:5} {item.what:14}"

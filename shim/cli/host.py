@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -19,6 +19,7 @@ import psutil
 from shim.config.load import BODY_VARIABLE, VARIABLE, load
 from shim.config.model import Config
 from shim.errors import NotFound
+from shim.value import Value
 
 SHIM = "containerd-shim-kata-py-v2"
 _PLACES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
@@ -66,8 +67,7 @@ def memory_mib() -> int:
     return psutil.virtual_memory().total >> 20
 
 
-@dataclass(frozen=True, slots=True)
-class Containerd:
+class Containerd(Value):
     """The containerd that runs, or the one that would. `search` is where it looks for shims (as its PATH);
     `config` the arguments by which it was given its configuration, `settings` those of its variables that are
     about our settings."""
@@ -77,7 +77,7 @@ class Containerd:
     pid: int | None
     search: str
     config: tuple[str, ...] = ()
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = MappingProxyType({})
 
     def shim(self) -> str | None:
         """The path of the shim that it would find."""

@@ -20,12 +20,12 @@ from shim.introspect.client import ShimClient
 from shim.introspect.usage import Usage
 from shim.pb.kata_py.introspect import SandboxResponse
 from shim.record import Process, Record, place
+from shim.value import Value
 
 TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Value):
     """A process of a sandbox that lives. `memory` is its proportional share (PSS) in bytes."""
 
     role: str

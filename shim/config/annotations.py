@@ -13,19 +13,18 @@ allowed is refused: a pod that runs with something else than it asks for helps n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from shim.config.model import RULES, Config
 from shim.errors import InvalidArgument, PermissionDenied
+from shim.value import Value
 
 PREFIX = "io.katacontainers.config."
 # What the VM and the agent are started with, which a pod cannot know better; what follows "--" is the agent's.
 _OURS = ("agent.", "console=", "init=", "panic=", "rdinit=", "--")
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(Value):
     """What there is of it: no pod may ask for more."""
 
     memory_mib: int

@@ -92,6 +92,10 @@ class Config:
         origins = {**self.origins, **dict.fromkeys(changes, source)}
         return replace(self, **cast("dict[str, Any]", changes), origins=origins)
 
+    def resized(self, memory_mib: int, vcpus: int) -> Config:
+        """For a VM of another size than the settings'."""
+        return replace(self, memory_mib=memory_mib, vcpus=vcpus)
+
     def values(self) -> dict[str, Any]:
         """Every setting as TOML and JSON have it."""
         return {key: _plain(getattr(self, key)) for key in RULES}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from shim.value import Value
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+
+class Rule(Value):
     """`allowed` completes "want ..."; a value is converted after it was checked. `annotation` is the end of the
     name of the annotation that may set it (after io.katacontainers.config.), whose text `read` makes a value of
     (ValueError if it is none)."""

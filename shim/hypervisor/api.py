@@ -7,17 +7,16 @@ while the VM is paused and before `resume`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from shim.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from shim.value import Value
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Value):
     """A VM saved by `Hypervisor.save`: its memory (a sparse file, as long as the VM's memory) and the state of
     everything else. A VM is restored from copies: the files never change."""
 
@@ -37,8 +36,7 @@ class NotTaken(FailedPrecondition):
     """Memory was plugged in, and the guest refuses it or does not answer. It stays in the VM."""
 
 
-@dataclass(frozen=True, slots=True)
-class VmSpec:
+class VmSpec(Value):
     """The machine to make. `kernel_params` are appended after the hypervisor's own. With a `snapshot`, which
     must be of the same machine, it does not boot but goes on from there. Memory and CPUs can be plugged in up to
     `max_memory_mib` and `max_vcpus`, none if these are not more than what it begins with.
@@ -60,8 +58,7 @@ class VmSpec:
     max_vcpus: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(Value):
     """What decides whether a snapshot fits a VM: the machine in words (with the host's CPU if the guest sees it)
     and the files it is made of, the VMM's program included."""
 
@@ -69,8 +66,7 @@ class Fingerprint:
     files: tuple[Path, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class VhostUserVsock:
+class VhostUserVsock(Value):
     """A vsock device whose backend holds the other end of `fd`, a connected AF_UNIX stream socket.
 
     `fd` stays the caller's; the hypervisor duplicates it.
@@ -80,8 +76,7 @@ class VhostUserVsock:
     fd: int
 
 
-@dataclass(frozen=True, slots=True)
-class VhostUserFs:
+class VhostUserFs(Value):
     """A virtiofs device named `tag`, whose daemon listens on the Unix socket `socket`."""
 
     id: str
@@ -89,8 +84,7 @@ class VhostUserFs:
     socket: Path
 
 
-@dataclass(frozen=True, slots=True)
-class VirtioNet:
+class VirtioNet(Value):
     """A NIC with address `mac`; `fd` is a tap with packet headers (IFF_VNET_HDR). It stays the caller's."""
 
     id: str
@@ -101,8 +95,7 @@ class VirtioNet:
 Device = VhostUserVsock | VhostUserFs | VirtioNet
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(Value):
     """A block device or disk image of the host's. `id` has 20 characters at most: the guest sees it as the disk's
     serial number."""
 
@@ -111,8 +104,7 @@ class Disk:
     read_only: bool
 
 
-@dataclass(frozen=True, slots=True)
-class VmExit:
+class VmExit(Value):
     """How the VM's process ended: `status` as waitpid gives it decoded (negative = signal), and why in words:
     the reason QMP gave, the last lines of the VMM's stderr and of the guest's console."""
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from betterproto.lib.google.protobuf import Any as AnyMessage
 
 from shim.errors import DataLoss
 from shim.pb.io.containerd.cgroups import v1, v2
+from shim.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Value):
     """CPU time in seconds, memory in bytes, processes and threads."""
 
     cpu_s: float

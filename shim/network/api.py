@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
+from shim.value import Value
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+
+class Interface(Value):
     """As the guest is to have it. `addresses` are "10.1.0.2/24", "fd00::2/64"; `kind` is what the host's is (veth)."""
 
     name: str
@@ -28,8 +28,7 @@ class Interface:
     arp: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Value):
     """`destination` "10.0.0.0/8", or "" for everything; no `gateway`: everybody there is a neighbour. `scope` as in
     rtnetlink (0 everywhere, 253 the link); `mtu` 0: the interface's."""
 
@@ -43,8 +42,7 @@ class Route:
     mtu: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
+class Neighbour(Value):
     """A permanent entry: `address` is at `mac` on `device`."""
 
     device: str
@@ -52,16 +50,14 @@ class Neighbour:
     mac: str
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Value):
     """One interface on its way: the host's is joined to `tap`, behind which is a NIC that looks like it."""
 
     interface: Interface
     tap: str
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
+class Network(Value):
     """All of it. `skipped` says in words what was found and stays behind."""
 
     endpoints: tuple[Endpoint, ...] = ()
@@ -70,8 +66,7 @@ class Network:
     skipped: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(Value):
     """Descriptors, the receiver's to close. `taps` in the order of the endpoints.
 
     `loopback` is a listening socket that gets every TCP connection to the namespace's loopback addresses, with

@@ -8,11 +8,11 @@ neighbours. Fields: iproute2 `ip -json`; choice: Kata's runtimes (network_with_n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from shim.errors import Internal
 from shim.network.api import Endpoint, Interface, Neighbour, Network, Route
+from shim.value import Value
 
 Json = Mapping[str, Any]
 
@@ -20,8 +20,7 @@ _SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254, "nowhere": 255}  
 _OF_THE_KERNEL = ("kernel", "ra", "redirect")
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Value):
     """The parsed output of `ip -d addr`, `ip route` of both families, and `ip neigh`."""
 
     links: Sequence[Json]

@@ -7,13 +7,13 @@ mount namespace, so that nothing is left mounted when the daemon is gone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from shim.value import Value
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+
+class Mount(Value):
     """A mount as containerd describes it (`containerd.types.Mount`): fstab-like options."""
 
     type: str

@@ -10,12 +10,12 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shim.errors import Internal, InvalidArgument, NotFound, PermissionDenied, ShimError
 from shim.rootfs.api import Mount
+from shim.value import Value
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MS_SYNCHRONOUS, MS_DIRSYNC, MS_NOATIME, MS_NODIRATIME = 0x10, 0x80, 0x400, 0x800
@@ -75,8 +75,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _ERRORS: dict[int, type[ShimError]] = {2: NotFound, 1: PermissionDenied, 13: PermissionDenied}
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Value):
     """Parsed options: mount(2) `flags`, `data` for the file system in the order given, and whether a bind is to
     `follow` what is mounted below its source later."""
 

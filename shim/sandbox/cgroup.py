@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from shim.agent.api import ContainerStats
@@ -21,6 +20,7 @@ from shim.sandbox.events import Emit, TaskPaused, TaskResumed
 from shim.sandbox.guest import Guest, Limits
 from shim.sandbox.process import Process
 from shim.sandbox.states import Event, advance
+from shim.value import replace
 
 
 class Cgroup:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from shim.rootfs.api import Mount
 from shim.stdio.uri import Stdio
+from shim.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
+class ExitStatus(Value):
     """How a process ended: `code` is 0 to 255 (128 + signal number), `at_ns` nanoseconds since the epoch."""
 
     code: int
     at_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class TaskCreated:
+class TaskCreated(Value):
     container_id: str
     bundle: str
     rootfs: tuple[Mount, ...]
@@ -26,31 +24,26 @@ class TaskCreated:
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class TaskStarted:
+class TaskStarted(Value):
     container_id: str
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class TaskPaused:
+class TaskPaused(Value):
     container_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class TaskResumed:
+class TaskResumed(Value):
     container_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class TaskOutOfMemory:
+class TaskOutOfMemory(Value):
     """The guest's OOM killer has ended a process of the container."""
 
     container_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class TaskExited:
+class TaskExited(Value):
     """`id` is the container's for its init process, else the exec's."""
 
     container_id: str
@@ -59,21 +52,18 @@ class TaskExited:
     status: ExitStatus
 
 
-@dataclass(frozen=True, slots=True)
-class TaskDeleted:
+class TaskDeleted(Value):
     container_id: str
     pid: int
     status: ExitStatus
 
 
-@dataclass(frozen=True, slots=True)
-class ExecAdded:
+class ExecAdded(Value):
     container_id: str
     exec_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class ExecStarted:
+class ExecStarted(Value):
     container_id: str
     exec_id: str
     pid: int

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 
 from shim.agent.api import Agent
 from shim.rootfs.api import RootfsShare
 from shim.sandbox.capacity import Capacity
 from shim.sandbox.disks import Disks
 from shim.stdio.wiring import Wiring
+from shim.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Value):
     """How long things may take, in seconds.
 
     `drain_grace_s` is how long output may stand still after its process has ended before the exit is told,
@@ -39,11 +38,10 @@ class Limits:
 
 # The guest takes 128 connections that it has not looked at yet, and an exec has three. More at once gain nothing: they
 # wait for the guest's processors, with their time running.
-_EXECS_AT_ONCE = 32
+EXECS_AT_ONCE = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
+class Guest(Value):
     """A booted guest. `pid` is the VMM's, which stands for every process in the guest; an exec is started inside of
     `starting`."""
 
@@ -53,4 +51,4 @@ class Guest:
     disks: Disks
     capacity: Capacity
     pid: int
-    starting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_EXECS_AT_ONCE))
+    starting: asyncio.Semaphore

@@ -33,7 +33,7 @@ from shim.sandbox.accounting import Accounting
 from shim.sandbox.background import Background
 from shim.sandbox.capacity import Capacity
 from shim.sandbox.disks import Disks
-from shim.sandbox.guest import Guest, Limits
+from shim.sandbox.guest import EXECS_AT_ONCE, Guest, Limits
 from shim.sandbox.network import SandboxNetwork
 from shim.sandbox.parts import Parts, SandboxSettings
 from shim.sandbox.volumes import sandbox_storages
@@ -191,7 +191,8 @@ class Machine:
         capacity = Capacity(
             parts.hypervisor, agent, self._log, base=self._base, least=self._least, size=self.size, most=most
         )
-        self._guest = Guest(agent, stdio, parts.share, disks, capacity, parts.hypervisor.pid)
+        starting = asyncio.Semaphore(EXECS_AT_ONCE)
+        self._guest = Guest(agent, stdio, parts.share, disks, capacity, parts.hypervisor.pid, starting)
         return self._guest
 
     def _on_resumed(self) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
 
 from shim.agent.api import Agent
 from shim.errors import Internal
@@ -20,6 +19,7 @@ from shim.log import Log
 from shim.network.api import Attachment, HostNetwork, Network
 from shim.record import Record, Redirection
 from shim.sandbox.forward import PortForward
+from shim.value import replace
 from shim.vsock.api import VsockDevice
 
 

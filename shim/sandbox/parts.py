@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from shim.agent.api import Agent
 from shim.hypervisor.api import Hypervisor
 from shim.network.api import HostNetwork
 from shim.rootfs.api import RootfsShare
+from shim.value import Value
 from shim.vsock.api import VsockDevice
 
 
@@ -37,8 +37,7 @@ class DeviceProcess(Protocol):
         """Let it write out what it holds, then end it. Idempotent, also before `start`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(Value):
     """The drivers of one VM, none of them started, and how to reach the agent (device, seconds)."""
 
     hypervisor: Hypervisor
@@ -48,8 +47,7 @@ class Parts:
     network: HostNetwork
 
 
-@dataclass(frozen=True, slots=True)
-class SandboxSettings:
+class SandboxSettings(Value):
     """What the guest's agent is told of the sandbox."""
 
     sandbox_id: str

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from shim.rootfs.api import Mount
 from shim.stdio.uri import Stdio
+from shim.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class CreateRequest:
+class CreateRequest(Value):
     """`bundle` is a directory, `rootfs` may be empty."""
 
     id: str

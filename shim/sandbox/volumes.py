@@ -16,7 +16,6 @@ import asyncio
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from shim.log import Log
 from shim.rootfs.api import Mount, RootfsShare
 from shim.sandbox.disks import Disks
 from shim.sandbox.memory_volumes import memory_volume
+from shim.value import Value
 
 # Where the agent mounts the share (Kata: runtime-rs, share_virtio_fs.rs); the share's guest paths are below it.
 SHARED_DIR = "/run/kata-containers/shared/containers/"
@@ -37,16 +37,15 @@ _SHARED = {"shared", "rshared"}
 _FOLLOWING = {"slave", "rslave", *_SHARED}
 
 
-@dataclass(frozen=True, slots=True)
-class Volumes:
+class Volumes(Value):
     """In the guest: the path of the rootfs, the spec's mounts and devices, and what the agent has to make of them
     first."""
 
     root: str
     mounts: list[dict[str, Any]]
     devices: list[dict[str, Any]]
-    storages: list[Storage] = field(default_factory=list)
-    agent_devices: list[Device] = field(default_factory=list)
+    storages: list[Storage]
+    agent_devices: list[Device]
 
 
 class VolumeMaker:
@@ -57,7 +56,7 @@ class VolumeMaker:
 
     async def make(self, bundle: Path, spec: Mapping[str, Any], rootfs: Sequence[Mount]) -> Volumes:
         """`rootfs` are the mounts that make the root. NotFound names a source that is missing."""
-        made = Volumes("", [], oci.objects(spec, "linux", "devices").copy())
+        made = Volumes("", [], oci.objects(spec, "linux", "devices").copy(), [], [])
         root = await self._root(rootfs, made)
         for mount in oci.objects(spec, "mounts"):
             await self._mount(bundle, mount, made)

@@ -10,16 +10,15 @@ A URI's path may be percent-encoded, a bare path is taken as it is (net/url of c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from shim.errors import InvalidArgument
+from shim.value import Value
 
 _SCHEMES = "fifo, file, binary, binary-v2"
 
 
-@dataclass(frozen=True, slots=True)
-class Stdio:
+class Stdio(Value):
     """The stdio of one process as containerd names it; reported back by State as it came."""
 
     terminal: bool = False
@@ -28,15 +27,13 @@ class Stdio:
     stderr: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(Value):
     """A log file."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Logger:
+class Logger(Value):
     """A program that logs. `sends_byte`: it says with a byte that it is ready, not by closing fd 5 alone."""
 
     program: str
@@ -48,8 +45,7 @@ class Logger:
 Output = str | File | Logger
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoints:
+class Endpoints(Value):
     """What to open; None = no such stream."""
 
     stdin: str | None

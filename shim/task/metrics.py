@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import astuple
 
 from betterproto.lib.google.protobuf import Any as AnyMessage
 
@@ -125,7 +124,7 @@ def _v1(stats: ContainerStats) -> v1.Metrics:
             | {name: list(map(_blkio, counts)) for name, counts in stats.io.items()}
         ),
         rdma=v1.RdmaStat([], []),
-        network=[v1.NetworkStat(*astuple(use)) for use in stats.network],
+        network=[v1.NetworkStat(**vars(use)) for use in stats.network],
         memory_oom_control=v1.MemoryOomControl(0, 0, stats.memory_events.get("oom_kill", 0)),
     )
 
@@ -165,7 +164,7 @@ def _v2(stats: ContainerStats) -> v2.Metrics:
                 for name in ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")
             }
         ),
-        network=[v2.NetworkStat(*astuple(use)) for use in stats.network],
+        network=[v2.NetworkStat(**vars(use)) for use in stats.network],
     )
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from betterproto.lib.google.protobuf import Any as AnyMessage
 
 from shim.errors import FailedPrecondition, InvalidArgument
 from shim.pb.runtimeoptions import v1
+from shim.value import Value
 
 _OURS = "runtimeoptions.v1.Options"
 
 
-@dataclass(frozen=True, slots=True)
-class RuntimeOptions:
+class RuntimeOptions(Value):
     """Of `runtimeoptions.v1.Options`; "" is "not given"."""
 
     config_path: str = ""

@@ -12,7 +12,6 @@ from shim.errors import InvalidArgument, Unimplemented
 from shim.pb.containerd.task import v2
 from shim.sandbox import ExitStatus, Sandbox, Stdio
 from shim.task.convert import create_request, process_info, state_response, timestamp
-from shim.task.metrics import host_is_unified, metrics
 from shim.task.options import NO_OPTIONS, RuntimeOptions, check_options
 
 # The names it is served under; the messages are the same.
@@ -21,19 +20,15 @@ SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 
 class TaskService(v2.TaskBase):
     """No state of its own. `on_shutdown` ends sandbox and shim, before Shutdown is answered. `given` are the runtime
-    options that the shim was started with; `unified` is whether the host's cgroups are v2, which decides the form
-    of Stats."""
+    options that the shim was started with."""
 
     def __init__(
         self,
         sandbox: Sandbox,
         on_shutdown: Callable[[], Awaitable[None]],
         given: RuntimeOptions = NO_OPTIONS,
-        *,
-        unified: bool | None = None,
     ) -> None:
         self._sandbox, self._on_shutdown, self._given = sandbox, on_shutdown, given
-        self._unified = host_is_unified() if unified is None else unified
 
     async def create(self, create_task_request: v2.CreateTaskRequest) -> v2.CreateTaskResponse:
         if not self._sandbox.used:  # a later container joins the sandbox as it is
@@ -122,8 +117,10 @@ class TaskService(v2.TaskBase):
         return Empty()
 
     async def stats(self, stats_request: v2.StatsRequest) -> v2.StatsResponse:
+        from shim.task.metrics import host_is_unified, metrics  # not for every start: 9 ms
+
         stats = await self._sandbox.container(stats_request.id).cgroup.stats()
-        return v2.StatsResponse(stats=metrics(stats, unified=self._unified))
+        return v2.StatsResponse(stats=metrics(stats, unified=host_is_unified()))
 
     async def checkpoint(self, checkpoint_task_request: v2.CheckpointTaskRequest) -> Empty:
         self._sandbox.container(checkpoint_task_request.id)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from betterproto.lib.google.protobuf import Any as AnyMessage
 
 from shim.errors import InvalidArgument
 from shim.pb.io.containerd.cgroups import v1, v2
 from shim.task.metrics import NO_LIMIT_V1, NO_LIMIT_V2, V1, V2
+from shim.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Value):
     """What one container uses. A limit that is None is none; `working_set_bytes` is what CRI calls so, the memory
     less what the kernel could take back at once. The network is the whole pod's."""
 

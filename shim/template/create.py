@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from shim.errors import Aborted, DeadlineExceeded, ResourceExhausted
 from shim.hypervisor.api import Hypervisor, VmSpec
 from shim.log import Log
 from shim.template.store import POSTPONED_S, REJECTED_S, Store, inputs
+from shim.value import replace
 
 # The agent says so in a VM without devices (shim/guest/main.py).
 SETTLED = "agent settled"

@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from shim.value import Value
 
 # Goes up when a template of an older version must not be used.
 _FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(Value):
     """A file as it was: times in nanoseconds, size in bytes."""
 
     path: str
@@ -28,8 +28,7 @@ class File:
     ctime: int
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(Value):
     """All that must be the same: the machine in the hypervisor's words, and the files it is made of."""
 
     words: tuple[str, ...]
@@ -42,7 +41,7 @@ class Inputs:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        return {"words": list(self.words), "files": [asdict(file) for file in self.files]}
+        return {"words": list(self.words), "files": [vars(file) for file in self.files]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Inputs:

@@ -22,12 +22,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from shim.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from shim.hypervisor.api import Fingerprint, Snapshot
 from shim.template.key import File, Inputs
+from shim.value import Value
 
 # What failed may be tried again after this time: a template that is no good, or one that could not be made for a
 # reason that may pass.
@@ -36,8 +36,7 @@ POSTPONED_S = 60.0
 _MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(Value):
     """One template on disk. Times are seconds since 1970; `allocated` is in bytes."""
 
     key: str

@@ -4,12 +4,12 @@ log has one warning that says why."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from shim.errors import DataLoss, ShimError
 from shim.hypervisor.api import Hypervisor, VmSpec
 from shim.log import Log
 from shim.template.store import Store, Template, inputs
+from shim.value import replace
 
 
 class Templates:

@@ -24,10 +24,10 @@ full. Closing the control socket does not end the stream.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from typing import Protocol
 
 from shim.errors import Unavailable
+from shim.value import Value
 
 # Of the device's Unix socket, in the sandbox's runtime directory.
 SOCKET_NAME = "vsock.sock"
@@ -39,8 +39,7 @@ class StreamRefused(Unavailable):
     """Nobody in the guest takes streams, or the device does not know how to pass them."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamStat:
+class StreamStat(Value):
     """Bytes guest -> host (`rx`), host -> guest (`tx`), and how often the host's fd was full."""
 
     rx: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from shim.pb.containerd.runc.v1 import ProcessDetails
 from shim.pb.containerd.task import v2
 from shim.pb.containerd.v1.types import Status
 from shim.task.usage import Usage, usage
+from shim.value import replace
 from tests.sandbox.stack import Stack, until, with_stack
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from betterproto.lib.google.protobuf import Any as AnyMessage
 
@@ -12,6 +10,7 @@ from shim.errors import InvalidArgument
 from shim.pb.io.containerd.cgroups import v1, v2
 from shim.task.metrics import metrics
 from shim.task.usage import Usage, usage
+from shim.value import replace
 from shim.wire import decode
 
 V2_GUEST = ContainerStats(
@@ -36,7 +35,7 @@ V2_GUEST = ContainerStats(
     },
     network=(NetworkUse("eth0", 100, 1, 0, 0, 200, 2, 0, 0),),
 )
-V1_GUEST = dataclasses.replace(
+V1_GUEST = replace(
     V2_GUEST,
     memory_stat={
         "cache": 1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from shim.log import Log
 from shim.template.create import create
 from shim.template.store import Store, inputs
 from shim.template.use import Templates
+from shim.value import replace
 from tests.fakes.hypervisor import FakeHypervisor
 
 

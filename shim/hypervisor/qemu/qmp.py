@@ -19,10 +19,10 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from shim.errors import DeadlineExceeded, FailedPrecondition, Internal, Unavailable
+from shim.value import Value
 
 Json = Mapping[str, Any]
 
@@ -38,15 +38,13 @@ class QmpError(FailedPrecondition):
     """QEMU refused a command; the message has its words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Greeting:
+class Greeting(Value):
     """The first message; `version` such as "7.2.22"."""
 
     version: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Value):
     """The answer to command `id`: `value`, or `error` in QEMU's words."""
 
     id: int | None
@@ -54,8 +52,7 @@ class Reply:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Value):
     name: str
     data: Json
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from shim.errors import InvalidArgument
 from shim.hypervisor.api import Snapshot, VmSpec
 from shim.hypervisor.qemu.cmdline import HOTPLUG_BUS, arguments, machine
+from shim.value import replace
 
 SPEC = VmSpec(
     name="pod-1",

@@ -10,7 +10,6 @@ import socket
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from shim.hypervisor.api import VhostUserFs, VhostUserVsock, VirtioNet, VmSpec
 from shim.hypervisor.qemu.driver import QemuHypervisor
 from shim.hypervisor.qemu.qmp import QmpError
 from shim.log import Log
+from shim.value import replace
 
 STAND_IN = """
     import json, os, re, socket, sys

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from shim.hypervisor.api import Snapshot, SnapshotRefused, SnapshotUnusable, VmS
 from shim.hypervisor.qemu import migration
 from shim.hypervisor.qemu.driver import QemuHypervisor
 from shim.log import Log
+from shim.value import replace
 from tests.hypervisor.qemu.test_driver import Make, make  # noqa: F401
 from tests.hypervisor.qemu.test_real_qemu import spec  # noqa: F401
 
