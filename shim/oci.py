@@ -90,6 +90,34 @@ def namespace_path(spec: Mapping[str, Any], kind: str) -> str | None:
     return None
 
 
+def id_maps(owner: Mapping[str, Any]) -> tuple[str, str] | None:
+    """`uidMappings` and `gidMappings` of the linux section or of a mount, each as containerd writes them in a mount's
+    options, "<containerID>:<hostID>:<size>,…"; None if there are none."""
+    uids, gids = _id_map(owner, "uidMappings"), _id_map(owner, "gidMappings")
+    if bool(uids) != bool(gids):
+        raise InvalidArgument("spec: uidMappings and gidMappings: one without the other")
+    return (uids, gids) if uids else None
+
+
+def _id_map(owner: Mapping[str, Any], key: str) -> str:
+    lines = []
+    for item in objects(owner, key):
+        numbers = [item.get(name, 0) for name in ("containerID", "hostID", "size")]
+        if not all(isinstance(number, int) and 0 <= number < 1 << 32 for number in numbers) or not numbers[2]:
+            raise InvalidArgument(f"spec: {key}: {item}: not a range of ids")
+        lines.append(":".join(map(str, numbers)))
+    return ",".join(lines)
+
+
+def mapped_id(number: int, ranges: str) -> int:
+    """What an id becomes by one of `id_maps`; without a range for it the kernel's overflow id."""
+    for line in ranges.split(","):
+        first, mapped, size = map(int, line.split(":"))
+        if first <= number < first + size:
+            return mapped + number - first
+    return 65534
+
+
 def is_bind(mount: Mapping[str, Any]) -> bool:
     options = texts(mount, "options")
     return text(mount, "type") == "bind" or "bind" in options or "rbind" in options

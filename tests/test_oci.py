@@ -60,3 +60,32 @@ def test_members_of_the_wrong_kind_are_refused() -> None:
         oci.texts({"a": ["x", 1]}, "a")
     with pytest.raises(InvalidArgument):
         oci.section({"a": {"b": []}}, "a", "b")
+
+
+def ids(*ranges: tuple[object, object, object]) -> list[dict[str, object]]:
+    return [dict(zip(("containerID", "hostID", "size"), item, strict=True)) for item in ranges]
+
+
+def test_ranges_of_ids_are_written_as_containerd_writes_them() -> None:
+    both = {"uidMappings": ids((0, 1000, 10), (10, 5000, 5)), "gidMappings": [{"hostID": 7, "size": 1}]}
+    assert oci.id_maps(both) == ("0:1000:10,10:5000:5", "0:7:1")
+    assert oci.id_maps({}) is oci.id_maps({"uidMappings": None, "gidMappings": []}) is None
+    assert [oci.mapped_id(number, "0:1000:10,10:5000:5") for number in (0, 9, 14, 15)] == [
+        1000,
+        1009,
+        5004,
+        65534,
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong", [(0, 0, 0), (-1, 0, 1), (0, 1 << 32, 1), ("0", 0, 1), (0, 0.5, 1), (0, None, 1)], ids=str
+)
+def test_what_is_no_range_of_ids_is_refused(wrong: tuple[object, object, object]) -> None:
+    with pytest.raises(InvalidArgument, match="gidMappings"):
+        oci.id_maps({"uidMappings": ids((0, 0, 1)), "gidMappings": ids(wrong)})
+
+
+def test_uids_without_gids_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="one without the other"):
+        oci.id_maps({"uidMappings": ids((0, 0, 1))})

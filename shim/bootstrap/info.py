@@ -6,8 +6,8 @@ NAME = "io.containerd.kata-py.v2"
 VERSION = "0.1.0"  # as pyproject.toml has it; importlib.metadata would take longer than the rest
 
 
-# What a client may ask for (runtime-spec, features.md). containerd 2 tells kubelet of recursive read-only mounts by
-# "rro". It would tell of user namespaces by "user" and idMap: ids are not mapped on the way into the guest.
+# What a client may ask for (runtime-spec, features.md). containerd (from 2.2.7 and 2.3.4 on) tells kubelet of recursive
+# read-only mounts by "rro" and of user namespaces by "user" and idmap. Without idmap it makes no task that maps ids.
 FEATURES = {
     "ociVersionMin": "1.0.0",
     "ociVersionMax": "1.1.0",
@@ -31,8 +31,12 @@ FEATURES = {
         "rslave",
         "shared",
         "rshared",
+        "idmap",
     ],
-    "linux": {"namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"]},
+    "linux": {
+        "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
+        "mountExtensions": {"idmap": {"enabled": True}},
+    },
 }
 
 

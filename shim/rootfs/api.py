@@ -42,9 +42,18 @@ class RootfsShare(Protocol):
     async def mount_rootfs(self, container_id: str, mounts: Sequence[Mount]) -> str:
         """Mount a container's rootfs (several mounts stack in order). On error nothing stays mounted."""
 
-    async def bind(self, container_id: str, source: Path, *, read_only: bool, follow: bool = False) -> str:
+    async def bind(
+        self,
+        container_id: str,
+        source: Path,
+        *,
+        read_only: bool,
+        follow: bool = False,
+        ids: tuple[str, str] | None = None,
+    ) -> str:
         """Make a host file or directory visible, with what is mounted below it now and (`follow`) what the host
-        mounts or unmounts there later. Read-only is all of it. NotFound names a missing source."""
+        mounts or unmounts there later. Read-only is all of it. With `ids` (uids and gids, each
+        "<on disk>:<shown>:<size>,…") its owners are mapped. NotFound names a missing source."""
 
     async def remove(self, container_id: str) -> None:
         """Unmount and forget all that was made for a container. Idempotent, tolerant of busy mounts."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from shim.errors import Internal, InvalidArgument, NotFound, PermissionDenied, ShimError
 from shim.rootfs.api import Mount
+from shim.rootfs.idmap import user_namespace
 from shim.value import Value
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
@@ -66,6 +67,7 @@ _ATTRIBUTES = {MS_RDONLY: 0x1, MS_NOSUID: 0x2, MS_NODEV: 0x4, MS_NOEXEC: 0x8, MS
 _ATTR_ATIME_MASK, _ATTR_ATIMES = 0x70, {MS_NOATIME: 0x10, MS_STRICTATIME: 0x20}
 # The numbers of these calls are the same on every architecture.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_ATTR_IDMAP = 0x100000
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 
@@ -76,18 +78,20 @@ _ERRORS: dict[int, type[ShimError]] = {2: NotFound, 1: PermissionDenied, 13: Per
 
 
 class Options(Value):
-    """Parsed options: mount(2) `flags`, `data` for the file system in the order given, and whether a bind is to
-    `follow` what is mounted below its source later."""
+    """Parsed options: mount(2) `flags`, `data` for the file system in the order given, whether a bind is to
+    `follow` what is mounted below its source later, and how owners are shown (`user_namespace`), if not as they are."""
 
     flags: int
     data: tuple[str, ...]
     follow: bool = False
+    ids: tuple[str, str] | None = None
 
 
 def parse_options(options: tuple[str, ...]) -> Options:
     """Sort fstab words into flags and data. Raises InvalidArgument for words that mount(2) cannot do."""
     flags = 0
     data = []
+    ids = {}
     bind = "bind" in options or "rbind" in options
     for option in options:
         if option in _FLAGS:
@@ -98,33 +102,42 @@ def parse_options(options: tuple[str, ...]) -> Options:
             pass
         elif option in _REFUSED | _PROPAGATIONS or "\0" in option:
             raise InvalidArgument(f"mount option not supported: {option!r}")
+        elif option.startswith(("uidmap=", "gidmap=")):
+            ids[option[:6]] = option[7:]
         elif option:
             data.append(option)
-    return Options(flags, tuple(data), bind and not _FOLLOWING.isdisjoint(options))
+    if len(ids) == 1:
+        raise InvalidArgument(f"mount option {next(iter(ids))} without its counterpart")
+    follow = bind and not _FOLLOWING.isdisjoint(options)
+    return Options(flags, tuple(data), follow, (ids["uidmap"], ids["gidmap"]) if ids else None)
 
 
-def mount(spec: Mount, target: Path) -> None:
+def mount(spec: Mount, target: Path, scratch: Path | None = None) -> None:
     """Make one mount. Raises a ShimError that names the mount and the kernel's reason; then nothing is
-    mounted at `target` that was not before."""
+    mounted at `target` that was not before. An overlay with mapped ids needs an empty directory for a moment."""
     options = parse_options(spec.options)
+    flags = options.flags
     if spec.type in ("bind", "rbind"):
-        bind_flags = MS_BIND | (MS_REC if spec.type == "rbind" else 0)
-        options = Options(options.flags | bind_flags, options.data, options.follow)
-    if options.flags & MS_BIND:
-        _bind(spec, target, options)
-        return
-    with _shortened(spec, target, options.data) as data:
+        flags |= MS_BIND | (MS_REC if spec.type == "rbind" else 0)
+    with ExitStack() as stack:
+        ids = None if options.ids is None else stack.enter_context(user_namespace(*options.ids))
+        if flags & MS_BIND:
+            _bind(spec, target, flags, follow=options.follow, ids=ids)
+            return
+        if ids is not None and spec.type != "overlay":
+            raise InvalidArgument(f"{_named(spec, target)}: mapped ids are for bind mounts and overlays")
+        data = stack.enter_context(_layers_by_fd(spec, target, options.data, ids, scratch))
         text = ",".join(data)
         if len(os.fsencode(text)) >= _PAGE_SIZE:
             raise InvalidArgument(f"{_named(spec, target)}: options longer than {_PAGE_SIZE} bytes")
-        _call(spec, target, spec.type, options.flags, text)
+        _call(spec, target, spec.type, flags, text)
 
 
 def make_shared_root(source: Path, target: Path) -> None:
     """Make a directory appear at `target`, read-only, as a mount of its own with a fresh peer group: what is mounted
     below it appears in the mount namespaces made from ours later, and only there."""
     bind = Mount("bind", str(source))
-    _bind(bind, target, Options(MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, ()))
+    _bind(bind, target, MS_RDONLY | MS_NOSUID | MS_NODEV)
     try:
         _call(bind, target, "", MS_SHARED, "")
     except ShimError:
@@ -142,25 +155,30 @@ def unmount(target: Path) -> bool:
     raise Internal(f"umount {target}: {os.strerror(number)}")
 
 
-def _bind(spec: Mount, target: Path, options: Options) -> None:
-    """A copy of the mounts at the source, changed before anybody sees it at `target`."""
-    flags, recursive = options.flags, _AT_RECURSIVE if options.flags & MS_REC else 0
+def _bind(spec: Mount, target: Path, flags: int, *, follow: bool = False, ids: int | None = None) -> None:
+    """A copy of the mounts at the source, changed before anybody sees it at `target`. `ids`, a user namespace, are
+    those of the topmost (as in runc)."""
+    recursive = _AT_RECURSIVE if flags & MS_REC else 0
     attributes = sum(value for flag, value in _ATTRIBUTES.items() if flags & flag)
     atime = next((value for flag, value in _ATTR_ATIMES.items() if flags & flag), None)
     cleared = _ATTR_ATIME_MASK if atime is not None else 0
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    propagation = 0 if options.follow else MS_PRIVATE
-    request = (ctypes.c_uint64 * 4)(attributes | (atime or 0), cleared, propagation, 0)
+    request = (ctypes.c_uint64 * 4)(attributes | (atime or 0), cleared, 0 if follow else MS_PRIVATE, 0)
+    requests = [("mount_setattr", request, _AT_EMPTY_PATH | recursive)]
+    if ids is not None:
+        mapped = (ctypes.c_uint64 * 4)(_ATTR_IDMAP, 0, 0, ids)
+        requests.append(("its file system with mapped ids: mount_setattr", mapped, _AT_EMPTY_PATH))
     what = _named(spec, target)
     tree = _tried(
         what, "open_tree", _SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(spec.source),
         _OPEN_TREE_CLONE | os.O_CLOEXEC | recursive,
     )  # fmt: skip
     try:
-        _tried(
-            what, "mount_setattr", _SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | recursive,
-            ctypes.byref(request), ctypes.c_size_t(ctypes.sizeof(request)),
-        )  # fmt: skip
+        for name, request, where in requests:
+            _tried(
+                what, name, _SYS_MOUNT_SETATTR, tree, b"", where,
+                ctypes.byref(request), ctypes.c_size_t(ctypes.sizeof(request)),
+            )  # fmt: skip
         _tried(
             what, "move_mount", _SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target),
             _MOVE_MOUNT_F_EMPTY_PATH,
@@ -196,27 +214,38 @@ def _named(spec: Mount, target: Path) -> str:
 
 
 @contextmanager
-def _shortened(spec: Mount, target: Path, data: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The same data with a long `lowerdir` list made short, or many image layers would not fit in a page.
+def _layers_by_fd(
+    spec: Mount, target: Path, data: tuple[str, ...], ids: int | None, scratch: Path | None
+) -> Iterator[tuple[str, ...]]:
+    """The same data with a long `lowerdir` list made short, or many image layers would not fit in a page, and one with
+    mapped ids made of mapped mounts.
 
     Each layer is opened and named by its fd; about 200 fit. (containerd makes the paths relative to a working
-    directory instead, which takes a process of its own.)
+    directory instead, which takes a process of its own.) A mapped one is mounted at `scratch` until the overlay has
+    taken it: before Linux 6.15 it takes nothing that is mounted nowhere.
     """
     long = sum(len(os.fsencode(word)) + 1 for word in data) >= _PAGE_SIZE
     with ExitStack() as opened:
 
-        def short(word: str) -> str:
+        def by_fds(word: str) -> str:
             key, _, layers = word.partition("=")
-            if not long or key != "lowerdir" or "\\" in layers:  # a backslash escapes a colon
+            # A backslash escapes a colon.
+            if key != "lowerdir" or not (ids or long) or ("\\" in layers and ids is None):
                 return word
             return "lowerdir=" + ":".join(layer and by_fd(layer) for layer in layers.split(":"))
 
         def by_fd(layer: str) -> str:
+            path = layer
+            if ids is not None:
+                assert scratch is not None
+                _bind(Mount("bind", layer), scratch, MS_RDONLY, ids=ids)
+                opened.callback(unmount, scratch)
+                path = str(scratch)
             try:
-                fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError as err:
                 raise NotFound(f"{_named(spec, target)}: layer {layer}: {err.strerror}") from err
             opened.callback(os.close, fd)
             return f"/proc/self/fd/{fd}"
 
-        yield tuple(map(short, data))
+        yield tuple(map(by_fds, data))

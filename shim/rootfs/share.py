@@ -3,6 +3,7 @@
     <run dir>/points/                 <container id>-<number> each, a directory or file to mount on
     <run dir>/share/                  the same, read-only, a shared mount of its own; the guest mounts it at GUEST_DIR
         <container id>-<number>       one mount each: a rootfs, or a bound directory or file
+    <run dir>/layers/                 for a moment the layers of a rootfs whose ids are mapped
 
 The guest is hostile: what it could make beside its mounts would fill the host's memory, and a link in the place of a
 name that is to come would lead us elsewhere. A name is used once only: the guest may remember for a second that it does
@@ -42,7 +43,7 @@ class VirtiofsShare:
 
     def __init__(self, run_dir: Path, log: Log, program: str = "") -> None:
         self._run_dir, self._log, self._program = run_dir, log, program
-        self._points, self._dir = run_dir / "points", run_dir / "share"
+        self._points, self._dir, self._layers = run_dir / "points", run_dir / "share", run_dir / "layers"
         self._child: Child | None = None
         self._count = 0
         self._made: dict[str, list[Path]] = {}
@@ -77,9 +78,19 @@ class VirtiofsShare:
             raise InvalidArgument("a rootfs needs at least one mount")
         return await self._mount(container_id, lambda target: self._mount_stack(mounts, target))
 
-    async def bind(self, container_id: str, source: Path, *, read_only: bool, follow: bool = False) -> str:
-        options = ("rbind", "rslave" if follow else "rprivate", *(["ro"] if read_only else []))
-        spec = Mount("bind", str(source), options)
+    async def bind(
+        self,
+        container_id: str,
+        source: Path,
+        *,
+        read_only: bool,
+        follow: bool = False,
+        ids: tuple[str, str] | None = None,
+    ) -> str:
+        options = ["rbind", "rslave" if follow else "rprivate", *(["ro"] if read_only else [])]
+        if ids is not None:
+            options += [f"uidmap={ids[0]}", f"gidmap={ids[1]}"]
+        spec = Mount("bind", str(source), tuple(options))
         return await self._mount(container_id, lambda target: self._bind(spec, target))
 
     async def remove(self, container_id: str) -> None:
@@ -142,12 +153,19 @@ class VirtiofsShare:
     def _make_root(self, path: Path) -> None:
         for directory in (self._points, path):
             directory.mkdir(mode=0o700)
+        self._points.chmod(
+            0o711
+        )  # root of a user namespace in the guest is nobody here, and has to get through
         make_shared_root(self._points, path)
 
     def _mount_stack(self, mounts: Sequence[Mount], target: Path) -> None:
         (self._points / target.name).mkdir()
-        for spec in mounts:
-            mount(spec, target)
+        self._layers.mkdir()
+        try:
+            for spec in mounts:
+                mount(spec, target, self._layers)
+        finally:
+            self._layers.rmdir()
 
     def _bind(self, spec: Mount, target: Path) -> None:
         try:

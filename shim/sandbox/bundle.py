@@ -44,15 +44,16 @@ def join_pod(spec: dict[str, Any], pod: Mapping[str, Any]) -> None:
     """Give a container's spec what it would have of its pod's pause container, if there were one: kernel
     parameters, and mounts where it has none. A /dev/shm of its own gives way when it joins another's IPC
     namespace, of which that memory is a part."""
-    own = oci.objects(spec, "mounts")
+    own, linux = oci.objects(spec, "mounts"), oci.section(spec, "linux")
+    ids = {key: linux[key] for key in ("uidMappings", "gidMappings") if linux.get(key)}
     if oci.namespace_path(spec, "ipc"):
         own = [mount for mount in own if mount.get("destination") != "/dev/shm" or oci.is_bind(mount)]
     taken = {mount.get("destination") for mount in own}
     spec["mounts"] = own + [
-        mount for mount in oci.objects(pod, "mounts") if mount["destination"] not in taken
+        {**mount, **ids} for mount in oci.objects(pod, "mounts") if mount["destination"] not in taken
     ]
-    parameters = {**oci.section(pod, "linux", "sysctl"), **oci.section(spec, "linux", "sysctl")}
-    spec["linux"] = {**oci.section(spec, "linux"), "sysctl": parameters}
+    parameters = {**oci.section(pod, "linux", "sysctl"), **oci.section(linux, "sysctl")}
+    spec["linux"] = {**linux, "sysctl": parameters}
 
 
 def resolv_conf(spec: Mapping[str, Any]) -> list[str]:

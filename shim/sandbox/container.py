@@ -78,6 +78,7 @@ class Container:
             spec = bundle.load(self.request.bundle)
             if pod is not None:
                 bundle.join_pod(spec, pod)
+            transforms.check_ids(spec)
             rootfs = bundle.rootfs_mounts(self.request.bundle, spec, self.request.rootfs)
             if skipped := transforms.host_hooks(spec):
                 self._log.warning("hooks of the host are not run", hooks=",".join(skipped))

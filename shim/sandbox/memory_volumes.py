@@ -14,6 +14,7 @@ import re
 import stat
 from pathlib import Path
 
+from shim import oci
 from shim.agent.api import Storage
 from shim.sandbox.bundle import tmpfs_bytes
 
@@ -23,24 +24,27 @@ _SUB_PATHS = "volume-subpaths"
 _MOUNTS = "/proc/self/mountinfo"
 
 
-def memory_volume(source: Path, mounts: str = _MOUNTS) -> tuple[list[Storage], str] | None:
-    """What the agent has to make for it, and its path in the guest; None if `source` is nothing of such a volume."""
+def memory_volume(
+    source: Path, mounts: str = _MOUNTS, *, ids: tuple[str, str] | None = None
+) -> tuple[list[Storage], str] | None:
+    """What the agent has to make for it, and its path in the guest; None if `source` is nothing of such a volume.
+    Its owners are mapped by `ids` (`oci.id_maps`), as a mount of the host's directory would show them."""
     if source.parent.name == _PLUGIN:
-        storage = _tmpfs(source)
+        storage = _tmpfs(source, ids)
         return ([storage], storage.mount_point) if storage else None
     if len(source.parts) < 5 or source.parts[-4] != _SUB_PATHS or tmpfs_bytes(source) is None:
         return None
     volume = source.parents[3] / "volumes" / _PLUGIN / source.parts[-3]
-    storage, inside = _tmpfs(volume), _path_inside(source, mounts)
+    storage, inside = _tmpfs(volume, ids), _path_inside(source, mounts)
     if storage is None or not inside or (found := os.stat(source)).st_dev != os.stat(volume).st_dev:
         return None
     # kubelet gives the directory the mode and the group of the volume.
-    options = (f"mode={stat.S_IMODE(found.st_mode):o}", f"fsgid={found.st_gid}")
+    options = (f"mode={stat.S_IMODE(found.st_mode):o}", f"fsgid={_owner(found, ids)[1]}")
     point = storage.mount_point + inside
     return [storage, Storage("local", "local", "local", point, options)], point
 
 
-def _tmpfs(volume: Path) -> Storage | None:
+def _tmpfs(volume: Path, ids: tuple[str, str] | None) -> Storage | None:
     size = tmpfs_bytes(volume)
     if size is None:
         return None
@@ -48,10 +52,17 @@ def _tmpfs(volume: Path) -> Storage | None:
     mode = f"mode={stat.S_IMODE(found.st_mode):o}"
     # With its pod's id: the names of volumes are a pod's own, but the directory is the guest's.
     pod = volume.parts[-4] if len(volume.parts) > 4 else "pod"
-    options = (f"size={size}", mode, f"uid={found.st_uid}", f"gid={found.st_gid}")
+    uid, gid = _owner(found, ids)
+    options = (f"size={size}", mode, f"uid={uid}", f"gid={gid}")
     return Storage(
         "ephemeral", "tmpfs", "tmpfs", f"{_MEMORY_VOLUMES}/{pod}/{volume.name}", options, shared=True
     )
+
+
+def _owner(found: os.stat_result, ids: tuple[str, str] | None) -> tuple[int, int]:
+    if ids is None:
+        return found.st_uid, found.st_gid
+    return oci.mapped_id(found.st_uid, ids[0]), oci.mapped_id(found.st_gid, ids[1])
 
 
 def _path_inside(point: Path, mounts: str) -> str:

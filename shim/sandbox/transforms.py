@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shim import oci
+from shim.errors import InvalidArgument
 
 
 def guest_spec(
@@ -62,7 +63,23 @@ def own_namespaces(spec: Mapping[str, Any], container_id: str) -> list[str]:
     group = oci.section(spec, "annotations").get(oci.GROUP, container_id)
     if container_kind(spec) != oci.POD_CONTAINER and group == container_id:
         return []
-    return [kind for kind in ("ipc", "uts") if oci.namespace_path(spec, kind) == ""]
+    return [kind for kind in ("ipc", "uts", "user") if oci.namespace_path(spec, kind) == ""]
+
+
+def check_ids(spec: Mapping[str, Any]) -> None:
+    """A user namespace is made in the guest from the spec's mappings. InvalidArgument if it has none, as one that is
+    only named by its path, which is the host's; or if nothing is to have the mappings."""
+    linux = oci.section(spec, "linux")
+    path, mapped = oci.namespace_path(spec, "user"), oci.id_maps(linux) is not None
+    if path is not None and not mapped:
+        of_host = f" {path}, which is not the guest's," if path else ""
+        raise InvalidArgument(
+            f"spec: a user namespace{of_host} without linux.uidMappings and linux.gidMappings"
+        )
+    if path is None and mapped:
+        raise InvalidArgument(
+            "spec: linux.uidMappings and linux.gidMappings without a user namespace in linux.namespaces"
+        )
 
 
 def shares_pidns(spec: Mapping[str, Any]) -> bool:

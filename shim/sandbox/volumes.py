@@ -21,7 +21,7 @@ from typing import Any
 
 from shim import oci
 from shim.agent.api import Device, Storage
-from shim.errors import InvalidArgument, NotFound
+from shim.errors import InvalidArgument, NotFound, Unimplemented
 from shim.log import Log
 from shim.rootfs.api import Mount, RootfsShare
 from shim.sandbox.disks import Disks
@@ -59,7 +59,7 @@ class VolumeMaker:
         made = Volumes("", [], oci.objects(spec, "linux", "devices").copy(), [], [])
         root = await self._root(rootfs, made)
         for mount in oci.objects(spec, "mounts"):
-            await self._mount(bundle, mount, made)
+            await self._mount(bundle, mount, spec, made)
         for device in oci.objects(spec, "linux", "devices"):
             if device.get("type") == "b":
                 await self._device(device, spec, made)
@@ -75,6 +75,8 @@ class VolumeMaker:
         kind = await asyncio.to_thread(_kind, image.source) if alone else 0
         if not stat.S_ISBLK(kind) and not (stat.S_ISREG(kind) and "loop" in image.options):
             return await self._share.mount_rootfs(self._id, rootfs)
+        if any(option.startswith(("uidmap=", "gidmap=")) for option in image.options):
+            raise Unimplemented(f"rootfs {image.source}: ids cannot be mapped on a disk")
         read_only = "ro" in image.options
         pci_path = await self._disks.plug(self._id, Path(image.source), read_only=read_only)
         options = tuple(option for option in image.options if option != "loop")
@@ -82,28 +84,31 @@ class VolumeMaker:
         made.storages.append(Storage("blk", pci_path, image.type, point, options))
         return point
 
-    async def _mount(self, bundle: Path, mount: Mapping[str, Any], made: Volumes) -> None:
+    async def _mount(
+        self, bundle: Path, mount: Mapping[str, Any], spec: Mapping[str, Any], made: Volumes
+    ) -> None:
         source, options = oci.text(mount, "source"), oci.texts(mount, "options")
+        mount, ids = _without_ids(mount, spec)
         if not oci.is_bind(mount) or _is_of(source, _GUEST_TREES):
-            made.mounts.append(dict(mount))
+            made.mounts.append(_unmapped(mount, ids))
             return
         path = bundle / source
         kind, read_only = await asyncio.to_thread(_kind, path), bool({"ro", "rro"} & set(options))
-        if (in_memory := await asyncio.to_thread(memory_volume, path)) is not None:
+        if (in_memory := await asyncio.to_thread(memory_volume, path, ids=ids)) is not None:
             storages, point = in_memory
             made.storages.extend(storage for storage in storages if storage not in made.storages)
             made.mounts.append({**mount, "source": point})
         elif oci.text(mount, "destination") == "/dev/shm":
             made.mounts.append({**mount, "source": SANDBOX_SHM})
         elif stat.S_ISBLK(kind):
-            await self._bound_device(path, mount, made, read_only=read_only)
+            await self._bound_device(path, _unmapped(mount, ids), made, read_only=read_only)
         elif _is_of(source, ("/dev",)) and not _is_file_below_dev(source, kind):
-            made.mounts.append(dict(mount))
+            made.mounts.append(_unmapped(mount, ids))
         else:
             if _SHARED & set(options):
                 self._log.warning("what the container mounts there stays in the guest", mount=source)
             follow = bool(_FOLLOWING & set(options))
-            shared = await self._share.bind(self._id, path, read_only=read_only, follow=follow)
+            shared = await self._share.bind(self._id, path, read_only=read_only, follow=follow, ids=ids)
             made.mounts.append({**mount, "source": shared})
 
     async def _bound_device(
@@ -142,6 +147,28 @@ def _block_node(major: int, minor: int, path: str) -> Path:
         raise NotFound(f"block device {major}:{minor} for {path}: the host has no such device")
     # The kernel's name for it; udev's links need not be there.
     return Path("/dev", name.resolve().name.replace("!", "/"))
+
+
+def _without_ids(
+    mount: Mapping[str, Any], spec: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, str] | None]:
+    """A mount without its mapping of ids, which is done on the host, and the mapping."""
+    options, ids = oci.texts(mount, "options"), oci.id_maps(mount)
+    if "ridmap" in options:
+        raise Unimplemented(f"spec: mounts: {mount.get('destination')}: ridmap")
+    if "idmap" in options:
+        ids = ids or oci.id_maps(oci.section(spec, "linux"))
+    bare = {key: value for key, value in mount.items() if key not in ("uidMappings", "gidMappings")}
+    if "options" in bare:
+        bare["options"] = [option for option in options if option != "idmap"]
+    return bare, ids
+
+
+def _unmapped(mount: dict[str, Any], ids: tuple[str, str] | None) -> dict[str, Any]:
+    """The mount, for which there may be no `ids`, as it is the guest's own."""
+    if ids is not None:
+        raise Unimplemented(f"spec: mounts: {mount.get('destination')}: its ids cannot be mapped")
+    return mount
 
 
 def _kind(path: Path | str) -> int:

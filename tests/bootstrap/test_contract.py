@@ -40,7 +40,10 @@ def test_info_is_a_runtime_info_in_containerds_own_terms() -> None:
     assert (found.name, found.version.version) == ("io.containerd.kata-py.v2", info.VERSION)
     assert found.features.type_url == "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
     features = json.loads(found.features.value)
-    assert "rro" in features["mountOptions"] and "user" not in features["linux"]["namespaces"]
+    assert "rro" in features["mountOptions"]
+    # What containerd takes for user namespaces as Kubernetes means them.
+    assert "user" in features["linux"]["namespaces"]
+    assert features["linux"]["mountExtensions"]["idmap"]["enabled"] is True
 
 
 def test_the_version_is_the_projects() -> None:

@@ -19,6 +19,7 @@ class FakeShare:
         self.fail: dict[str, ShimError] = {}
         self.calls: list[str] = []
         self.mounted: dict[str, list[str]] = {}
+        self.ids: dict[str, tuple[str, str] | None] = {}
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
@@ -41,11 +42,20 @@ class FakeShare:
         self.mounted.setdefault(container_id, []).append(mounts[0].source)
         return f"/guest/{container_id}/rootfs"
 
-    async def bind(self, container_id: str, source: Path, *, read_only: bool, follow: bool = False) -> str:
+    async def bind(
+        self,
+        container_id: str,
+        source: Path,
+        *,
+        read_only: bool,
+        follow: bool = False,
+        ids: tuple[str, str] | None = None,
+    ) -> str:
         self._do("bind")
         if not os.path.exists(source):  # noqa: ASYNC240 - a fake
             raise NotFound(f"{source}: no such file")
         self.mounted.setdefault(container_id, []).append(str(source))
+        self.ids[str(source)] = ids
         return f"/guest/{container_id}{source}"
 
     async def remove(self, container_id: str) -> None:

@@ -35,6 +35,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
         ),
         (("", "defaults"), Options(0, ())),
         (("ROX",), Options(0, ("ROX",))),
+        (("uidmap=0:5:1,1:9:2", "gidmap=0:6:1", "ro"), Options(MS_RDONLY, (), ids=("0:5:1,1:9:2", "0:6:1"))),
     ],
 )
 def test_words_become_flags_and_data(words: tuple[str, ...], parsed: Options) -> None:
@@ -180,3 +181,52 @@ def test_propagation_is_a_word_for_binds_only() -> None:
     assert not subject.parse_options(("rbind", "rprivate")).follow
     with pytest.raises(InvalidArgument, match="rslave"):
         subject.parse_options(("rslave",))
+
+
+IDS = ("uidmap=0:100000:10", "gidmap=0:200000:10")
+
+
+@needs_root
+def test_a_bind_with_mapped_ids_shows_other_owners_and_takes_them(tmp_path: Path, target: Path) -> None:
+    (tmp_path / "data").mkdir()
+    subject.mount(Mount("bind", str(tmp_path / "data"), ("rbind", "rw", *IDS)), target)
+    found = os.stat(target)
+    assert (found.st_uid, found.st_gid) == (100000, 200000)
+    (tmp_path / "data/new").touch()
+    os.chown(target / "new", 100003, 200004)
+    found = os.stat(tmp_path / "data/new")
+    assert (found.st_uid, found.st_gid) == (3, 4)
+
+
+@needs_root
+def test_an_overlay_with_mapped_ids_has_mapped_layers(tmp_path: Path, target: Path) -> None:
+    for name in ("upper", "work", "low", "lower", "scratch"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "low/a").touch()
+    (tmp_path / "lower/b").touch()
+    layers = f"lowerdir={tmp_path}/low:{tmp_path}/lower"
+    options = (*IDS, f"workdir={tmp_path}/work", f"upperdir={tmp_path}/upper", layers)
+    fds = len(os.listdir("/proc/self/fd"))
+    subject.mount(Mount("overlay", "overlay", options), target, tmp_path / "scratch")
+    assert {os.stat(target / name).st_uid for name in ("a", "b")} == {100000}
+    assert len(os.listdir("/proc/self/fd")) == fds
+    assert not os.path.ismount(tmp_path / "scratch")
+
+
+@needs_root
+@pytest.mark.parametrize("ids", ["0:0:0", "0:0:10,5:0:10", "nonsense"])
+def test_ids_that_the_kernel_does_not_take_are_named(tmp_path: Path, target: Path, ids: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"uid mappings '{ids}'"):
+        subject.mount(Mount("bind", str(tmp_path), ("bind", f"uidmap={ids}", IDS[1])), target)
+    assert not subject.unmount(target)
+
+
+@needs_root
+def test_ids_that_cannot_be_mapped_are_refused_and_never_left_as_they_are(target: Path) -> None:
+    with pytest.raises(InvalidArgument, match="mapped ids"):
+        subject.mount(Mount("tmpfs", "tmpfs", IDS), target)
+    with pytest.raises(InvalidArgument, match="uidmap"):
+        subject.mount(Mount("bind", "/", ("bind", IDS[0])), target)
+    with pytest.raises(ShimError, match="mapped ids: mount_setattr"):  # the kernel's: no such owners in there
+        subject.mount(Mount("bind", "/proc", ("bind", *IDS)), target)
+    assert not subject.unmount(target)

@@ -73,3 +73,11 @@ def test_a_pod_s_kernel_parameters_are_its_containers_too() -> None:
     spec: dict[str, Any] = {"linux": {"sysctl": {"b": "own"}, "namespaces": []}}
     bundle.join_pod(spec, {"linux": {"sysctl": {"a": "pod", "b": "pod"}}})
     assert spec["linux"] == {"sysctl": {"a": "pod", "b": "own"}, "namespaces": []}
+
+
+def test_the_pod_s_files_are_mapped_as_the_container_s_are() -> None:
+    ids = {"uidMappings": [{"hostID": 5, "size": 1}], "gidMappings": [{"hostID": 6, "size": 1}]}
+    spec: dict[str, Any] = {"linux": {"namespaces": [], **ids}}
+    file = {"destination": "/etc/hosts", "type": "bind", "source": "/pod/hosts"}
+    bundle.join_pod(spec, {"mounts": [file]})
+    assert spec["mounts"] == [{**file, **ids}]

@@ -65,3 +65,13 @@ def test_all_else_is_not_of_such_a_volume(pod: Path, name: str) -> None:
 
 def test_a_sub_path_whose_mount_is_not_to_be_seen_is_not_guessed(pod: Path) -> None:
     assert memory_volume(pod / "volume-subpaths/cache/c/1", mounts(pod, "/a")) is None
+
+
+def test_its_owners_are_mapped(pod: Path) -> None:
+    source = pod / "volume-subpaths/cache/c/1"
+    found, ids = os.stat(source), (f"{os.getuid()}:1000:1", "0:2000:65535")
+    made = memory_volume(source, mounts(pod, "/a", "/b"), ids=ids)
+    assert made is not None
+    volume, directory = made[0]
+    assert volume.options[2:] == ("uid=1000", f"gid={2000 + found.st_gid}")
+    assert directory.options[1:] == (f"fsgid={2000 + found.st_gid}",)

@@ -144,3 +144,44 @@ def test_a_spec_of_nothing_is_good_enough(spec: dict[str, Any]) -> None:
 def test_a_spec_of_the_wrong_shape_is_refused(spec: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
         guest(spec)
+
+
+IDS = {
+    "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+    "gidMappings": [{"containerID": 0, "hostID": 2000, "size": 10}],
+}
+
+
+def with_users(path: str | None = "", **linux: Any) -> dict[str, Any]:
+    users = [{"type": "user", "path": path}] if path is not None else []
+    return {"linux": {"namespaces": [{"type": "pid"}, *users], **linux}}
+
+
+@pytest.mark.parametrize("path", ["", "/host/s/user"])
+def test_a_user_namespace_comes_with_its_mappings(path: str) -> None:
+    spec = with_users(path, **IDS)
+    transforms.check_ids(spec)
+    assert guest(spec)["linux"] == {**IDS, "namespaces": [{"type": "user"}]}
+    transforms.check_ids(with_users(None))
+    transforms.check_ids({})
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        (with_users("/host/s/user"), "/host/s/user"),
+        (with_users(""), "without linux.uidMappings"),
+        (with_users(None, **IDS), "without a user namespace"),
+        (with_users("", uidMappings=IDS["uidMappings"]), "one without the other"),
+    ],
+)
+def test_a_user_namespace_that_cannot_be_made_is_never_left_out(spec: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidArgument, match=named):
+        transforms.check_ids(spec)
+
+
+def test_a_user_namespace_that_is_not_joined_is_the_container_s_own() -> None:
+    grouped = {**with_users("", **IDS), "annotations": {oci.GROUP: "g"}}
+    assert transforms.own_namespaces(grouped, "c1") == ["user"]
+    assert transforms.own_namespaces(grouped, "g") == []
+    assert transforms.own_namespaces({**grouped, **with_users("/p", **IDS)}, "c1") == []

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shim.agent.api import Device, Storage
-from shim.errors import InvalidArgument, NotFound, ShimError
+from shim.errors import InvalidArgument, NotFound, ShimError, Unimplemented
 from shim.hypervisor.api import VmSpec
 from shim.log import Log
 from shim.rootfs.api import Mount
@@ -253,5 +253,58 @@ def test_one_disk_serves_all_containers_and_leaves_with_the_last(block_device: P
             "remove_disk:disk1",
             "remove_disk:disk2",
         ]
+
+    asyncio.run(scenario())
+
+
+IDS = {
+    "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+    "gidMappings": [{"containerID": 0, "hostID": 2000, "size": 10}],
+}
+
+
+def test_ids_of_files_are_mapped_on_the_host(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kit = Kit(tmp_path)
+        for name in ("own", "container-s", "plain"):
+            (tmp_path / name).touch()
+        own = {**bind(tmp_path / "own", "/own"), **IDS}
+        mounts = [own, bind(tmp_path / "container-s", "/c", "idmap", "ro"), bind(tmp_path / "plain", "/p")]
+        made = await kit.make(mounts=mounts, linux=IDS)
+        mapped = ("0:1000:10", "0:2000:10")
+        assert list(kit.share.ids.values()) == [mapped, mapped, None]
+        assert all(mount.keys() == mounts[2].keys() for mount in made.mounts)  # nothing is left to be mapped
+        assert made.mounts[1]["options"] == ["rbind", "ro"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        {"type": "tmpfs", "source": "tmpfs", "destination": "/d", **IDS},
+        {**bind("/proc/sys", "/d"), **IDS},
+        {**bind("/dev/null", "/d"), **IDS},
+        bind("/usr", "/d", "ridmap"),
+    ],
+    ids=str,
+)
+def test_ids_that_cannot_be_mapped_are_refused_by_the_mount_s_name(
+    tmp_path: Path, mount: dict[str, Any]
+) -> None:
+    async def scenario() -> None:
+        with pytest.raises(Unimplemented, match="/d: "):
+            await Kit(tmp_path).make(mounts=[mount])
+
+    asyncio.run(scenario())
+
+
+def test_ids_of_a_disk_cannot_be_mapped(block_device: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with pytest.raises(Unimplemented, match="rootfs"):
+            options = ("uidmap=0:1:1", "gidmap=0:1:1")
+            await Kit(tmp_path).make(rootfs=[Mount("ext4", str(block_device), options)])
+        with pytest.raises(Unimplemented, match="/dev/disk"):
+            await Kit(tmp_path).make(mounts=[{**bind(block_device, "/dev/disk"), **IDS}])
 
     asyncio.run(scenario())
