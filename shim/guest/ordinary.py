@@ -33,7 +33,8 @@ def delete(state: str, cgroup: str) -> bool:
     try:
         os.rmdir(cgroup)
         for name in os.listdir(state):
-            os.unlink(f"{state}/{name}")
+            # devs: where crun has made the devices of a container with a user namespace; in a mount that is gone
+            (os.rmdir if name == "devs" else os.unlink)(f"{state}/{name}")
         os.rmdir(state)
     except OSError:  # EBUSY, say: a process is still ending, or the container has made cgroups of its own
         return False

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Coroutine, Mapping, Sequence
 
 from shim import errors
-from shim.guest import cgroup, devices, pidns, spec, syscall, sysctl
+from shim.guest import cgroup, devices, namespaces, pidns, spec, syscall, sysctl
 from shim.guest.container import Container
 from shim.guest.mounts import Storages, check_path
 from shim.guest.process import Process
@@ -19,7 +19,7 @@ from shim.guest.runtime import Runtime
 from shim.guest.stdio import PIPE_SIZE, Stdio
 from shim.guest.streams import Streams
 from shim.log import Log
-from shim.oci import KATA_CONTAINER_TYPE, OWN_NAMESPACES, POD_SANDBOX
+from shim.oci import KATA_CONTAINER_TYPE, OWN_NAMESPACES, POD_SANDBOX, id_maps, mapped_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Sandbox:
         self._base, self._pipe_size = base, pipe_size
         self._containers: dict[str, Container] = {}
         self._infra: Container | None = None
-        self._namespaces: dict[str, str] = {}
+        # What containers share, by their ids (`oci.id_maps`).
+        self._namespaces: dict[tuple[str, str] | None, dict[str, str]] = {}
         self._pidns = ""
         self._storages = Storages()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -71,7 +72,7 @@ class Sandbox:
         if hostname:
             socket.sethostname(hostname)
         if not self._namespaces:
-            self._namespaces = share_namespaces(NAMESPACES)
+            self._namespaces[None] = namespaces.share(NAMESPACES)
             if request.get("sandbox_pidns"):
                 self._pidns = pidns.hold()
         if request.get("dns"):
@@ -124,8 +125,10 @@ class Sandbox:
             if cgroup.overlaps(path, other.cgroup):
                 raise errors.InvalidArgument(f"cgroupsPath {path} is in use by container {other.id}")
         oci["linux"]["cgroupsPath"] = path
-        paths = self._namespace_paths(shared_pid=bool(request.get("sandbox_pidns")))
         own = oci.get("annotations", {}).get(OWN_NAMESPACES, "").split(",")
+        paths = self._namespace_paths(
+            spec.shared_ids(oci, own), shared_pid=bool(request.get("sandbox_pidns"))
+        )
         spec.place_namespaces(oci, {kind: path for kind, path in paths.items() if kind not in own})
         container = Container(
             container_id,
@@ -141,14 +144,18 @@ class Sandbox:
             self._infra = container
         return container
 
-    def _namespace_paths(self, *, shared_pid: bool) -> dict[str, str]:
+    def _namespace_paths(self, ids: tuple[str, str] | None, *, shared_pid: bool) -> dict[str, str]:
         """With a shared pid namespace, that of the sandbox, of the pause container or else of the first
         container is joined by the others."""
+        if ids is not None and ids not in self._namespaces:
+            directory = f"{NAMESPACES}/{len(self._namespaces)}"
+            self._namespaces[ids] = namespaces.share_with_ids(directory, *ids)
+        shared = self._namespaces.get(ids, {})
         if shared_pid and self._pidns:
-            return {**self._namespaces, "pid": self._pidns}
+            return {**shared, "pid": self._pidns}
         if not shared_pid or self._infra is None:
-            return self._namespaces
-        return {**self._namespaces, "pid": f"/proc/{self._infra.init.pid}/ns/pid"}
+            return shared
+        return {**shared, "pid": f"/proc/{self._infra.init.pid}/ns/pid"}
 
     async def _stdio(
         self,
@@ -159,10 +166,13 @@ class Sandbox:
     ) -> Stdio:
         ports = [request.get(name, 0) for name in ("stdin_port", "stdout_port", "stderr_port")]
         annotations = container.spec.get("annotations", {})
+        ids = id_maps(container.spec["linux"])
+        user = process["user"]
         return Stdio(
             await self._streams.claim(ports, claim_s),
             terminal=bool(process.get("terminal")),
             rpc=not any(ports) and annotations.get(PASSFD_ANNOTATION) != "true",
+            owner=(mapped_id(user["uid"], ids[0]), mapped_id(user["gid"], ids[1])) if ids else (0, 0),
             pipe_size=self._pipe_size,
         )
 
@@ -248,23 +258,3 @@ def write_resolv_conf(path: str, lines: Sequence[str]) -> None:
         file.writelines(f"{line}\n" for line in lines)
     if os.path.exists("/etc/resolv.conf"):
         syscall.mount(path, "/etc/resolv.conf", flags=syscall.MS_BIND)
-
-
-def share_namespaces(directory: str) -> dict[str, str]:
-    """New IPC and UTS namespaces kept by bind mounts, so that containers of a pod can join them and none has
-    the agent's own. Returns type -> path."""
-    os.makedirs(directory, exist_ok=True)
-    paths = {}
-    for kind, flag in (("ipc", syscall.CLONE_NEWIPC), ("uts", syscall.CLONE_NEWUTS)):
-        paths[kind] = f"{directory}/{kind}"
-        os.close(os.open(paths[kind], os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o444))
-        own = os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            syscall.unshare(flag)
-            try:
-                syscall.mount(f"/proc/self/ns/{kind}", paths[kind], flags=syscall.MS_BIND)
-            finally:
-                syscall.set_namespace(own)
-        finally:
-            os.close(own)
-    return paths

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from shim.oci import id_maps
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -130,6 +132,22 @@ def place_namespaces(spec: dict[str, Any], paths: Mapping[str, str]) -> None:
         if not any(namespace["type"] == kind for namespace in kept):
             kept.append({"type": kind, "path": paths[kind]} if kind in paths else {"type": kind})
     spec["linux"]["namespaces"] = kept
+    if any(namespace["type"] == "user" for namespace in kept):
+        _share_sysfs(spec)
+
+
+def _share_sysfs(spec: dict[str, Any]) -> None:
+    """sysfs belongs to the network, so in a user namespace it cannot be mounted, as the network is the guest's.
+    crun then takes the guest's, where a read-only one is wanted."""
+    for mount in spec["mounts"]:
+        if mount.get("type") == "sysfs":
+            mount["options"] = [option for option in mount.get("options", []) if option != "rw"] + ["ro"]
+
+
+def shared_ids(spec: Mapping[str, Any], own: Sequence[str]) -> tuple[str, str] | None:
+    """The ids (`oci.id_maps`) of a user namespace that it shares; None if it wants none, or one for itself."""
+    kinds = {namespace.get("type") for namespace in spec["linux"].get("namespaces", [])}
+    return id_maps(spec["linux"]) if "user" in kinds.difference(own) else None
 
 
 def inherit_process(process: dict[str, Any], container: Mapping[str, Any]) -> None:

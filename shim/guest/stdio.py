@@ -39,13 +39,15 @@ class Stdio:
         *,
         terminal: bool,
         rpc: bool,
+        owner: tuple[int, int] = (0, 0),
         pipe_size: int = PIPE_SIZE,
     ) -> None:
-        """`streams`: the passed connections for stdin, stdout, stderr; `rpc`: streams are fetched by RPC."""
+        """`streams`: the passed connections for stdin, stdout, stderr; `rpc`: streams are fetched by RPC; `owner`:
+        who may open a pipe again, through /dev/stdout (uid, gid; outside of a user namespace)."""
         self.terminal = terminal
         self._streams = list(streams)
         self._rpc = rpc
-        self._pipe_size = pipe_size
+        self._owner, self._pipe_size = owner, pipe_size
         self._child: list[int] = []
         self._parent = [-1, -1, -1]
         self._master = -1
@@ -68,6 +70,8 @@ class Stdio:
             child, self._parent[number] = writer, reader
         os.set_blocking(self._parent[number], False)
         grow_pipe(writer, self._pipe_size)
+        if self._owner != (0, 0):  # crun sees to it from inside, as far as it may
+            os.fchown(child, *self._owner)
         return child
 
     def attach(self, master: int = -1) -> None:

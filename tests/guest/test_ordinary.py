@@ -38,6 +38,7 @@ def test_without_anybody_waiting_nothing_is_changed(state: Path) -> None:
 
 
 def test_delete_removes_state_and_cgroup(state: Path, cgroups: Path) -> None:
+    (state / "devs").mkdir()
     assert ordinary.delete(str(state), str(cgroups / "c1"))
     assert os.listdir(state.parent) == os.listdir(cgroups) == []
 

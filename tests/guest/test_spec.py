@@ -6,7 +6,13 @@ import pytest
 
 from shim import wire
 from shim.guest.schema import MESSAGES
-from shim.guest.spec import inherit_process, place_namespaces, process_from_proto, spec_from_proto
+from shim.guest.spec import (
+    inherit_process,
+    place_namespaces,
+    process_from_proto,
+    shared_ids,
+    spec_from_proto,
+)
 
 SPEC: dict[str, Any] = {
     "Version": "1.1.0",
@@ -171,3 +177,23 @@ def test_runtime_rs_s_names_of_capabilities_and_namespaces_are_the_spec_s() -> N
     place_namespaces(spec, {"uts": "/u"})
     own = [{"type": "pid"}, {"type": "cgroup"}]
     assert spec["linux"]["namespaces"] == [{"type": "mount"}, {"type": "uts", "path": "/u"}, *own]
+
+
+def with_users(*kinds: str) -> dict[str, Any]:
+    ids = [{"HostID": 1000, "Size": 10}]
+    namespaces = [{"Type": kind} for kind in kinds]
+    return spec_from_proto({"Linux": {"UIDMappings": ids, "GIDMappings": ids, "Namespaces": namespaces}})
+
+
+def test_ids_are_shared_with_the_sandbox_but_by_who_has_its_own() -> None:
+    assert shared_ids(with_users("pid", "user"), ["ipc"]) == ("0:1000:10", "0:1000:10")
+    assert shared_ids(with_users("pid", "user"), ["ipc", "user"]) is None
+    assert shared_ids(with_users("pid"), []) is None
+
+
+@pytest.mark.parametrize(("kinds", "options"), [(["user"], ["nosuid", "ro"]), ([], ["nosuid", "rw"])])
+def test_a_user_namespace_has_the_guest_s_sysfs_to_read(kinds: list[str], options: list[str]) -> None:
+    spec = with_users(*kinds)
+    spec["mounts"] = [{"destination": "/sys", "type": "sysfs", "options": ["nosuid", "rw"]}]
+    place_namespaces(spec, {"user": "/u"})
+    assert spec["mounts"][0]["options"] == options

@@ -566,3 +566,16 @@ def test_a_window_larger_than_the_kernel_knows_is_cut() -> None:
         stdio.close()
 
     go(test)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a pipe away")
+def test_the_pipes_belong_to_who_is_to_open_them_again() -> None:
+    async def test() -> None:
+        host = Host(1)
+        stdio = Stdio(host.streams, terminal=False, rpc=False, owner=(1000, 2000))
+        found = os.fstat(stdio.open()[1])
+        assert (found.st_uid, found.st_gid) == (1000, 2000)
+        stdio.close()
+        host.close()
+
+    go(test)

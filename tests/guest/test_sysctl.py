@@ -44,3 +44,14 @@ def test_what_is_no_parameter_is_refused_by_its_name(tmp_path: Path, name: str) 
     with pytest.raises(InvalidArgument, match="sysctl"):
         set_of_network(spec(**{name: "1"}), str(tmp_path))
     assert (tmp_path / "kernel/core_pattern").read_text() == ""
+
+
+def test_with_a_user_namespace_the_network_is_open_to_those_who_are_not_its_root(tmp_path: Path) -> None:
+    (tmp_path / "net/ipv4").mkdir(parents=True)
+    for name in ("ping_group_range", "ip_unprivileged_port_start"):
+        (tmp_path / "net/ipv4" / name).write_text("")
+    given = spec(**{"net.ipv4.ip_unprivileged_port_start": "80"})
+    given["linux"]["namespaces"] = [{"type": "user"}]
+    set_of_network(given, str(tmp_path))
+    assert (tmp_path / "net/ipv4/ping_group_range").read_text() == "0 2147483647"
+    assert (tmp_path / "net/ipv4/ip_unprivileged_port_start").read_text() == "80"  # the spec's own word
