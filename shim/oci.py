@@ -109,13 +109,13 @@ def _id_map(owner: Mapping[str, Any], key: str) -> str:
     return ",".join(lines)
 
 
-def mapped_id(number: int, ranges: str) -> int:
-    """What an id becomes by one of `id_maps`; without a range for it the kernel's overflow id."""
+def mapped_id(number: int, ranges: str) -> int | None:
+    """What an id becomes by one of `id_maps`; None without a range for it."""
     for line in ranges.split(","):
         first, mapped, size = map(int, line.split(":"))
         if first <= number < first + size:
             return mapped + number - first
-    return 65534
+    return None
 
 
 def is_bind(mount: Mapping[str, Any]) -> bool:

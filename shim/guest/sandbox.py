@@ -19,7 +19,7 @@ from shim.guest.runtime import Runtime
 from shim.guest.stdio import PIPE_SIZE, Stdio
 from shim.guest.streams import Streams
 from shim.log import Log
-from shim.oci import KATA_CONTAINER_TYPE, OWN_NAMESPACES, POD_SANDBOX, id_maps, mapped_id
+from shim.oci import KATA_CONTAINER_TYPE, OWN_NAMESPACES, POD_SANDBOX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,13 +166,12 @@ class Sandbox:
     ) -> Stdio:
         ports = [request.get(name, 0) for name in ("stdin_port", "stdout_port", "stderr_port")]
         annotations = container.spec.get("annotations", {})
-        ids = id_maps(container.spec["linux"])
-        user = process["user"]
+        owner = spec.outer_user(process, container.spec["linux"])
         return Stdio(
             await self._streams.claim(ports, claim_s),
             terminal=bool(process.get("terminal")),
             rpc=not any(ports) and annotations.get(PASSFD_ANNOTATION) != "true",
-            owner=(mapped_id(user["uid"], ids[0]), mapped_id(user["gid"], ids[1])) if ids else (0, 0),
+            owner=owner,
             pipe_size=self._pipe_size,
         )
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shim.oci import id_maps
+from shim import errors
+from shim.oci import id_maps, mapped_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,6 +149,24 @@ def shared_ids(spec: Mapping[str, Any], own: Sequence[str]) -> tuple[str, str] |
     """The ids (`oci.id_maps`) of a user namespace that it shares; None if it wants none, or one for itself."""
     kinds = {namespace.get("type") for namespace in spec["linux"].get("namespaces", [])}
     return id_maps(spec["linux"]) if "user" in kinds.difference(own) else None
+
+
+def outer_user(process: Mapping[str, Any], linux: Mapping[str, Any]) -> tuple[int, int]:
+    """A process's uid and gid as they are outside of its container's user namespace; 0 and 0 if it has none.
+    InvalidArgument names one that is nobody's there, of which crun would only say that setgroups fails."""
+    if (ids := id_maps(linux)) is None:
+        return 0, 0
+    user = process["user"]
+    wanted = [("uid", user["uid"], ids[0])]
+    wanted += [("gid", gid, ids[1]) for gid in (user["gid"], *user.get("additionalGids", []))]
+    outer = []
+    for kind, number, ranges in wanted:
+        if (mapped := mapped_id(number, ranges)) is None:
+            raise errors.InvalidArgument(
+                f"process.user: {kind} {number} is not among {kind}Mappings {ranges}"
+            )
+        outer.append(mapped)
+    return outer[0], outer[1]
 
 
 def inherit_process(process: dict[str, Any], container: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ _MEMORY_VOLUMES = "/run/kata-containers/sandbox/ephemeral"
 _PLUGIN = "kubernetes.io~empty-dir"
 _SUB_PATHS = "volume-subpaths"
 _MOUNTS = "/proc/self/mountinfo"
+_NOBODY = 65534  # whom the kernel shows for an id without a mapping
 
 
 def memory_volume(
@@ -62,7 +63,8 @@ def _tmpfs(volume: Path, ids: tuple[str, str] | None) -> Storage | None:
 def _owner(found: os.stat_result, ids: tuple[str, str] | None) -> tuple[int, int]:
     if ids is None:
         return found.st_uid, found.st_gid
-    return oci.mapped_id(found.st_uid, ids[0]), oci.mapped_id(found.st_gid, ids[1])
+    uid, gid = oci.mapped_id(found.st_uid, ids[0]), oci.mapped_id(found.st_gid, ids[1])
+    return _NOBODY if uid is None else uid, _NOBODY if gid is None else gid
 
 
 def _path_inside(point: Path, mounts: str) -> str:

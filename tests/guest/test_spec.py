@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from shim import wire
+from shim.errors import InvalidArgument
 from shim.guest.schema import MESSAGES
 from shim.guest.spec import (
     inherit_process,
+    outer_user,
     place_namespaces,
     process_from_proto,
     shared_ids,
@@ -197,3 +199,20 @@ def test_a_user_namespace_has_the_guest_s_sysfs_to_read(kinds: list[str], option
     spec["mounts"] = [{"destination": "/sys", "type": "sysfs", "options": ["nosuid", "rw"]}]
     place_namespaces(spec, {"user": "/u"})
     assert spec["mounts"][0]["options"] == options
+
+
+def test_a_user_is_mapped_and_one_without_a_mapping_named() -> None:
+    linux = with_users("user")["linux"]
+
+    def process(**user: Any) -> dict[str, Any]:
+        return process_from_proto({"User": user})
+
+    assert outer_user(process(UID=9, GID=3, AdditionalGids=[4]), linux) == (1009, 1003)
+    assert outer_user(process(UID=9), {}) == (0, 0)
+    for user, named in (
+        ({"UID": 10}, "uid 10"),
+        ({"GID": 11}, "gid 11"),
+        ({"AdditionalGids": [12]}, "gid 12"),
+    ):
+        with pytest.raises(InvalidArgument, match=f"{named} is not among"):
+            outer_user(process(**user), linux)
