@@ -114,19 +114,20 @@ def test_every_change_is_on_disk_at_once(run: Path, spawn: Spawn) -> None:
     written = Record.create("default", "c1", "unix:///run/s/abc")
     child = spawn()
     written.add_process("hypervisor", child.pid)
-    for path in ("/g/1", "/g/2", "/g/1"):
-        written.add_cgroup(path)
-    written.forget_cgroup("/g/2")
+    written.add_cgroups("/g/1", "/g/2")
+    written.add_cgroups("/g/1")
     written.set_container("c1", 77)
     written.set_container("c2", 78)
     written.forget_container("c2")
     read = Record.load(f"{run}/default/c1")
     assert (read.namespace, read.sandbox_id, read.address) == ("default", "c1", "unix:///run/s/abc")
     assert [(p.role, p.pid, p.alive()) for p in read.processes] == [("hypervisor", child.pid, True)]
-    assert (read.cgroups, read.socket) == (["/g/1"], "/run/s/abc")
+    assert (read.cgroups, read.socket) == (["/g/1", "/g/2"], "/run/s/abc")
     assert read.containers == {"c1": 77}
     written.forget_process(child.pid)
-    assert Record.load(f"{run}/default/c1").processes == []
+    written.forget_cgroups()
+    read = Record.load(f"{run}/default/c1")
+    assert (read.processes, read.cgroups) == ([], [])
     assert run.joinpath("default/c1/record.json").stat().st_mode & 0o777 == 0o600
     assert os.listdir(run / "default/c1") == ["record.json"]
 
@@ -143,7 +144,7 @@ def test_a_process_that_is_not_there_cannot_be_recorded(spawn: Spawn) -> None:
 def test_a_path_that_could_mean_another_place_is_refused(path: str) -> None:
     written = Record.create("default", "c1", "")
     with pytest.raises(InvalidArgument):
-        written.add_cgroup(path)
+        written.add_cgroups(path)
 
 
 def test_no_record_is_not_found() -> None:
@@ -154,7 +155,7 @@ def test_no_record_is_not_found() -> None:
 def full_record() -> bytes:
     written = Record.create("default", "c1", "unix:///run/s/abc")
     written.add_process("daemon", os.getpid())
-    written.add_cgroup("/m")
+    written.add_cgroups("/m")
     written.set_container("c1", 77)
     return Path(written.run_dir, "record.json").read_bytes()
 
@@ -251,8 +252,7 @@ def test_teardown_removes_all_that_is_recorded_and_can_be_done_twice(
         written.add_process("vmm", child.pid)
     cgroup = tmp_path / "cgroup"
     cgroup.mkdir()
-    for path in (cgroup, tmp_path / "never made"):
-        written.add_cgroup(str(path))
+    written.add_cgroups(str(cgroup), f"{tmp_path}/never made")
     run.joinpath("default/c1/share/c1").mkdir(parents=True)
     assert left(written) == [
         *(("process", f"{child.pid} vmm") for child in children),
@@ -307,7 +307,7 @@ def test_teardown_spares_the_process_that_runs_it() -> None:
 def test_what_cannot_be_removed_is_told_and_the_record_stays(tmp_path: Path) -> None:
     written = Record.create("default", "c1", "")
     tmp_path.joinpath("no cgroup").touch()
-    written.add_cgroup(str(tmp_path))
+    written.add_cgroups(str(tmp_path))
     problems = teardown(written, soon())
     assert problems == [f"remove cgroup {tmp_path}: Directory not empty"]
     assert Record.load(written.run_dir).cgroups == [str(tmp_path)]

@@ -104,15 +104,16 @@ class Record:
         self.processes = [process for process in self.processes if process.pid != pid]
         self.save()
 
-    def add_cgroup(self, path: str) -> None:
-        """A cgroup's directory, absolute; removed when no process is in it."""
-        if _absolute(path) not in self.cgroups:
-            self.cgroups.append(path)
+    def add_cgroups(self, *paths: str) -> None:
+        """Directories of cgroups, absolute; removed when no process is in them."""
+        if new := [path for path in paths if _absolute(path) not in self.cgroups]:
+            self.cgroups += new
             self.save()
 
-    def forget_cgroup(self, path: str) -> None:
-        self.cgroups.remove(path)
-        self.save()
+    def forget_cgroups(self) -> None:
+        if self.cgroups:
+            self.cgroups = []
+            self.save()
 
     def add_redirection(self, netns: str, links: Sequence[str]) -> Redirection:
         """Packets that come in at `links` of a network namespace are going to be redirected. OSError if there is no

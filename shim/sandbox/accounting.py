@@ -24,10 +24,11 @@ class Accounting:
     def enter(self) -> None:
         """Move the daemon there; what it starts from now on is there too."""
         try:
-            paths = cgroup.paths(self._cgroups_path)
+            if not (paths := cgroup.paths(self._cgroups_path)):
+                return
             self._before = cgroup.current()
+            self._record.add_cgroups(*paths)
             for path in paths:
-                self._record.add_cgroup(path)
                 self._made += cgroup.make(path)
                 cgroup.enter(path)
         except (OSError, InvalidArgument) as error:
@@ -35,12 +36,14 @@ class Accounting:
 
     async def aclose(self) -> None:
         """Leave and remove it, once nothing else is in it. Raises OSError."""
+        if not self._before:
+            return
         for path in self._before:
             cgroup.enter(path)
         deadline = time.monotonic() + _REMOVE_S
-        for path in self._record.cgroups.copy():
+        for path in self._record.cgroups:
             cgroup.remove(path, deadline)
-            self._record.forget_cgroup(path)
+        self._record.forget_cgroups()
         for path in reversed(self._made):
             try:
                 cgroup.remove(path, 0)

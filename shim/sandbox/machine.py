@@ -156,9 +156,9 @@ class Machine:
         self._undo("share", parts.share.aclose)
         self._undo("device", parts.device.aclose)
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._start_vm())  # first: it takes longest
             group.create_task(self._start_share())
             group.create_task(self._start_device())
-            group.create_task(self._start_vm())
             group.create_task(self._network.prepare())
         await parts.hypervisor.add_device(VhostUserVsock("vsock0", parts.device.vhost_user_fd))
         parts.device.handed_over()

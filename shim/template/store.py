@@ -17,7 +17,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -139,7 +138,7 @@ class Store:
 
     def remove(self, key: str) -> bool:
         """Whether there was one."""
-        old = self._dir / f".old-{key}-{secrets.token_hex(4)}"
+        old = self._dir / f".old-{key}-{os.urandom(4).hex()}"
         try:
             (self._dir / key).rename(old)
         except FileNotFoundError:

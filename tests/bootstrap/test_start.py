@@ -186,7 +186,7 @@ def test_what_a_crashed_shim_left_is_removed_before_the_next_one(shim: Shim) -> 
     record = Record.load(f"{shim.run}/ns/c1")
     leftover = shim.tmp / "leftover"
     leftover.mkdir()
-    record.add_cgroup(str(leftover))
+    record.add_cgroups(str(leftover))
     shim.kill()
     shim.started(bundle)
     assert not leftover.exists()

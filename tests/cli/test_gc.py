@@ -50,7 +50,7 @@ def left_behind(tool: Tool, vmm: subprocess.Popen[bytes], name: str = "s1") -> R
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(f"{tool.folder}/{name}.sock")
     (tool.folder / "cgroup").mkdir()
-    record.add_cgroup(f"{tool.folder}/cgroup")
+    record.add_cgroups(f"{tool.folder}/cgroup")
     return record
 
 
