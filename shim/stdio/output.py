@@ -42,12 +42,13 @@ class OutputFifo:
             pause = min(2 * pause, _LAST_LOOK_S)
         self._close_writer()
 
-    def has_reader(self) -> bool:
-        """Whether somebody but us has it open for reading. The device may still write, though it does not now: without
-        a reader it must not matter that its write fails."""
+    def out_of_reach(self) -> bool:
+        """Whether nobody reads it or ever will: it has no reader but us, and no name by which one could open it."""
+        if self._fd < 0 or os.fstat(self._fd).st_nlink:
+            return False
         self._open_writer()
         try:
-            return self._others_read()
+            return not self._others_read()
         finally:
             self._close_writer()
 

@@ -97,7 +97,7 @@ class Streams:
         """After an exit that was told with its output not drained: end each output that stands still for
         `grace_s` although its reader has taken all there was. Somebody whom the process has left behind holds it,
         and the reader must see an end. An output whose reader is behind is left to the reader; one that has no reader,
-        to somebody who comes, until `give_up`."""
+        to somebody who comes, as long as one can (see `give_up`)."""
         fifos = self._output_fifos
         await asyncio.gather(
             *(self._end_idle(stream, fifos.get(name), grace_s) for name, stream in self._outputs.items())
@@ -114,17 +114,17 @@ class Streams:
             stat = await stream.stat()
             if stat is None:
                 return  # the device has gone, or the stream was closed
-            unread = fifo is not None and fifo.unread() > 0
-            if stat.rx != seen or (unread and not self._given_up):
+            if self._given_up and fifo is not None and fifo.out_of_reach():
+                stream.abandon()
+                return
+            if stat.rx != seen or (fifo is not None and fifo.unread()):
                 moved_at, seen = loop.time(), stat.rx
             elif loop.time() - moved_at >= grace_s:
-                if fifo is None or not unread or not fifo.has_reader():
-                    stream.abandon()
-                    return
-                moved_at = loop.time()
+                stream.abandon()
+                return
 
     def give_up(self) -> None:
-        """Nobody will come to read the output who has not come yet: the process is deleted."""
+        """The process is deleted. Clients remove a FIFO after that; what nobody reads is kept until then."""
         self._given_up = True
 
     async def counters(self) -> dict[str, StreamStat]:

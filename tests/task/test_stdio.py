@@ -86,6 +86,9 @@ async def test_output_whose_reader_has_gone_goes_with_its_process(shim: Stack) -
     await asyncio.sleep(0.5)
     assert not shim.stream(0).abandoned  # who attaches now may still read it
     await shim.delete(exec_id="e1")
+    await asyncio.sleep(0.5)
+    assert not shim.stream(0).abandoned  # and so it may now, as long as the FIFO is there
+    os.unlink(fifos["stdout"])
     await until(lambda: shim.stream(0).abandoned)
     await until(lambda: shim.stream(0).closed)
 
