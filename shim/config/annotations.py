@@ -71,5 +71,5 @@ def _check_limits(name: str, key: str, value: Any, host: Host) -> None:
         raise InvalidArgument(f"annotation {name} = {value}: the host has {limit} {unit}")
     if key == "kernel_params":
         for word in value:
-            if word.startswith(_OURS):
+            if word.lstrip('"').startswith(_OURS):  # the kernel takes quotes away
                 raise InvalidArgument(f"annotation {name}: {word!r} is not a pod's to set")

@@ -172,6 +172,8 @@ class VirtiofsShare:
             mode = os.stat(spec.source).st_mode
         except (FileNotFoundError, NotADirectoryError) as err:
             raise NotFound(f"bind mount source {spec.source}: {err.strerror}") from err
+        except OSError as err:
+            raise Internal(f"bind mount source {spec.source}: {err.strerror}") from err
         point = self._points / target.name
         if stat.S_ISDIR(mode):
             point.mkdir()

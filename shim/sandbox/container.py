@@ -135,6 +135,7 @@ class Container:
                 raise
             self.init.advance(Event.STARTED)
             self._emit(TaskStarted(self.id, guest.pid))
+            await self._resize_now(guest, self.init)
             return guest.pid
 
     async def delete(self) -> ExitStatus:
@@ -201,8 +202,7 @@ class Container:
         process.advance(Event.STARTED)
         self._emit(ExecStarted(self.id, exec_id, guest.pid))
         self._background.spawn(self._endings.watch(process, guest), f"watch {self.id} {exec_id}")
-        if process.exit is None:
-            await self._resize_now(guest, process)
+        await self._resize_now(guest, process)
         return guest.pid
 
     async def delete_exec(self, exec_id: str) -> ExitStatus:
@@ -299,10 +299,10 @@ class Container:
             await self._quietly("end stdin", lambda: guest.agent.end_unused_stdin(process.ids, ports))
 
     async def _resize_now(self, guest: Guest, process: Process) -> None:
-        if process.size is not None and process.stdio.terminal:
-            await self._quietly(
-                "resize", lambda: guest.agent.resize_tty(process.ids, *process.size or (0, 0))
-            )
+        """The size that was kept, if there is one."""
+        size, process.size = process.size, None
+        if size is not None and process.exit is None:
+            await self._quietly("resize", lambda: guest.agent.resize_tty(process.ids, *size))
 
     async def _remove_from_guest(self, guest: Guest) -> None:
         if self._endings.without_vm:

@@ -35,7 +35,8 @@ class Disks:
             found = os.stat(path)
         except OSError as error:
             raise NotFound(f"block device {path}: {error.strerror}") from error
-        key = (found.st_rdev, 0 if found.st_rdev else found.st_ino, read_only)
+        identity = (found.st_rdev, 0) if found.st_rdev else (found.st_dev, found.st_ino)
+        key = (*identity, read_only)
         async with self._lock:
             if key not in self._plugged:
                 disk = Disk(f"disk{next(self._count)}", path, read_only)

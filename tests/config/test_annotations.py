@@ -70,7 +70,16 @@ def test_no_annotation_is_allowed_where_the_list_is_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["agent.passfd_listener_port=0", "agent.debug_console", "panic=0", "init=/x", "rdinit=/x", "--"]
+    "word",
+    [
+        "agent.passfd_listener_port=0",
+        "agent.debug_console",
+        "panic=0",
+        "init=/x",
+        "rdinit=/x",
+        "--",
+        '"init=/x"',
+    ],
 )
 def test_what_shim_and_agent_agree_on_is_not_a_pods_to_set(word: str) -> None:
     config = Config(enable_annotations=("kernel_params",))

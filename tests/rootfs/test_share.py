@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.errors import FailedPrecondition, InvalidArgument, NotFound, ShimError
+from shim.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, ShimError
 from shim.log import Log
 from shim.rootfs.api import Mount
 from shim.rootfs.share import GUEST_DIR, VirtiofsShare
@@ -193,6 +193,16 @@ def test_a_missing_source_is_named(run_dir: Path, source: str) -> None:
         with pytest.raises(NotFound, match=source):
             await share.bind("c1", Path(source), read_only=True)
         assert list((run_dir / "share").iterdir()) == []
+
+    run(run_dir, scenario)
+
+
+def test_a_source_that_cannot_be_looked_at_is_named(run_dir: Path, tmp_path: Path) -> None:
+    async def scenario(share: VirtiofsShare) -> None:
+        loop = tmp_path / "loop"
+        loop.symlink_to(loop)
+        with pytest.raises(Internal, match=f"bind mount source {loop}: Too many levels of symbolic links"):
+            await share.bind("c1", loop, read_only=True)
 
     run(run_dir, scenario)
 

@@ -201,6 +201,30 @@ def test_a_rootfs_on_a_block_device_is_a_disk_that_the_guest_mounts(
     asyncio.run(scenario())
 
 
+def test_images_of_the_same_number_on_two_file_systems_are_two_disks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def same_number(of: Any, **more: Any) -> os.stat_result:
+        found = list(real(of, **more))
+        if str(of).endswith(".img"):  # st_ino, st_dev
+            found[1:3] = 12, 7 if "a.img" in str(of) else 8
+        return os.stat_result(found)
+
+    async def scenario() -> None:
+        kit = Kit(tmp_path)
+        monkeypatch.setattr(os, "stat", same_number)
+        points = []
+        for name in ("a.img", "b.img", "a.img"):
+            (tmp_path / name).touch()
+            made = await kit.make(rootfs=(Mount("ext4", str(tmp_path / name), ("loop",)),))
+            points.append(made.storages[0].source)
+        assert points[0] == points[2] != points[1]
+
+    asyncio.run(scenario())
+
+
 def test_a_rootfs_in_an_image_file_needs_no_loop_device(tmp_path: Path) -> None:
     async def scenario() -> None:
         image = tmp_path / "image"

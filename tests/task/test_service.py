@@ -283,6 +283,18 @@ async def test_a_terminal_size_that_comes_early_is_kept(shim: Stack) -> None:
 
 
 @with_stack
+async def test_a_terminal_size_that_comes_during_the_start_is_not_lost(shim: Stack) -> None:
+    await shim.create(terminal=True)
+    shim.agent.hold["start_container"] = asyncio.Event()
+    start = asyncio.create_task(shim.start())
+    await until(lambda: "start_container" in shim.agent.calls)
+    await shim.task.resize_pty(v2.ResizePtyRequest(id="c1", width=132, height=50))
+    shim.agent.hold["start_container"].set()
+    await start
+    assert shim.agent.sizes[ProcessIds("c1")] == (50, 132)
+
+
+@with_stack
 async def test_connect_never_fails(shim: Stack) -> None:
     answer = await shim.task.connect(v2.ConnectRequest(id="nobody"))
     assert (answer.shim_pid, answer.task_pid) == (os.getpid(), 0)
