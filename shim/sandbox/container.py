@@ -178,7 +178,8 @@ class Container:
             state = "paused" if self.init.state is State.PAUSED else "stopped"
             raise Unknown(f"cannot exec in a {state} state")
         ids = ProcessIds(self.id, exec_id)
-        self.execs[exec_id] = Process(ids, stdio, State.CREATED, transforms.guest_process(spec))
+        process = transforms.guest_process(spec, terminal=stdio.terminal)
+        self.execs[exec_id] = Process(ids, stdio, State.CREATED, process)
         self._emit(ExecAdded(self.id, exec_id))
 
     async def start_exec(self, exec_id: str) -> int:

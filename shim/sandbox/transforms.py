@@ -130,9 +130,9 @@ def annotate(guest: dict[str, Any], bundle: str, kind: str, own: Sequence[str]) 
     guest["annotations"] = {**oci.section(guest, "annotations"), **ours}
 
 
-def guest_process(process: Mapping[str, Any]) -> dict[str, Any]:
-    """An exec's process for the agent."""
-    guest = copy.deepcopy(dict(process))
+def guest_process(process: Mapping[str, Any], *, terminal: bool) -> dict[str, Any]:
+    """An exec's process for the agent. Of the terminal the request for it has the last word (runc's shim)."""
+    guest = copy.deepcopy({**process, "terminal": terminal})
     clear_security_labels({"process": guest})
     return guest
 

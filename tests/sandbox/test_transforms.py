@@ -105,7 +105,8 @@ def test_labels_of_the_hosts_security_modules_are_cleared_and_seccomp_stays() ->
     assert result["process"] == {"args": ["sh"], "oomScoreAdj": -5}
     assert "mountLabel" not in result["linux"]
     assert result["linux"]["seccomp"] == SPEC["linux"]["seccomp"]
-    assert transforms.guest_process(SPEC["process"]) == {"args": ["sh"], "oomScoreAdj": -5}
+    process = transforms.guest_process(SPEC["process"], terminal=True)
+    assert process == {"args": ["sh"], "oomScoreAdj": -5, "terminal": True}
 
 
 def test_the_agent_is_told_what_kind_of_container_it_is() -> None:

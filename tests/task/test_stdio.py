@@ -174,6 +174,15 @@ async def test_a_terminal_never_opens_stderr(shim: Stack) -> None:
 
 
 @with_stack
+async def test_an_exec_has_a_terminal_when_the_request_says_so_whatever_its_spec_does(shim: Stack) -> None:
+    """As in runc's shim: the client that opens the FIFOs knows."""
+    await shim.run()
+    await shim.exec("e1", terminal=True, **shim.fifos("stdin", "stdout"))
+    await shim.start(exec_id="e1")
+    assert shim.agent.specs[ProcessIds("c1", "e1")]["terminal"] is True
+
+
+@with_stack
 async def test_stdout_and_stderr_may_be_one_fifo(shim: Stack) -> None:
     shim.device.automatic = False
     path = shim.fifos("stdout")["stdout"]
