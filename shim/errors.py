@@ -95,7 +95,6 @@ class ChildFailed(Internal):
     def __init__(self, argv: Sequence[str], exit_code: int, stderr_tail: str) -> None:
         ended = f"exit status {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
         super().__init__(f"{argv[0]}: {ended}: {stderr_tail.strip() or 'no message'}")
-        self.argv, self.exit_code, self.stderr_tail = tuple(argv), exit_code, stderr_tail
 
 
 _BY_CODE: dict[int, type[ShimError]] = {kind.code: kind for kind in ShimError.__subclasses__()}

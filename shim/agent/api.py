@@ -163,8 +163,6 @@ class Agent(Protocol):
         for the one stream that is to be joined to it. Unavailable when nobody listens; Unimplemented or NotFound
         by an agent that is not ours."""
 
-    async def destroy_sandbox(self) -> None: ...
-
     async def create_container(
         self,
         container_id: str,

@@ -121,10 +121,6 @@ class KataAgent(Agent):
         request = pb_guest.ForwardPortRequest(port=port)
         return (await _bounded(self._guest.forward_port(request, timeout=self._call_s))).vsock_port
 
-    async def destroy_sandbox(self) -> None:
-        request = grpc.DestroySandboxRequest()
-        await _bounded(self._agent.destroy_sandbox(request, timeout=self._call_s))
-
     async def create_container(
         self,
         container_id: str,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shim.children import Child, find_program, spawn
-from shim.errors import ChildFailed, FailedPrecondition
+from shim.errors import FailedPrecondition
 
 _PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd", "virtiofsd")
 
@@ -57,5 +57,5 @@ async def _is_rust(program: str) -> bool:
     """By what `--version` says: "virtiofsd 1.10.0", or "virtiofsd version 7.2.22 (Debian …)" of the C one."""
     child = spawn([program, "--version"])
     if await child.wait():
-        raise ChildFailed([program, "--version"], await child.wait(), child.output_tail)
+        raise child.failure()
     return not child.output_tail.startswith("virtiofsd version ")

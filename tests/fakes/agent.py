@@ -101,9 +101,6 @@ class FakeAgent:
         await self._do("forward_port")
         return 10000 + port
 
-    async def destroy_sandbox(self) -> None:
-        await self._do("destroy_sandbox")
-
     async def create_container(
         self,
         container_id: str,
