@@ -7,7 +7,8 @@ How it dies with us: `setpriv --pdeathsig KILL` (util-linux, on every Debian) ma
 vfork and the exec of the program. Python's `preexec_fn` would do it without another exec, but needs a full
 fork, runs Python code in the child of a process that may have threads, and copies page tables; posix_spawn
 has no attribute for it. The kernel sends the signal when the *thread* that forked ends, so `spawn` insists on
-the main thread.
+the main thread. It sends nothing for a parent that was gone before the prctl, so a shell (half a millisecond) looks
+whose child it is afterwards.
 """
 
 from __future__ import annotations
@@ -184,7 +185,8 @@ def spawn(
     if threading.current_thread() is not threading.main_thread():
         raise FailedPrecondition("children are spawned from the main thread: they die with their thread")
     program = find_program(argv[:1])
-    wrapper = [find_program(["setpriv"]), "--pdeathsig", "KILL", "--", program]
+    wrapper = [find_program(["setpriv"]), "--pdeathsig", "KILL", "--"]
+    wrapper += ["/bin/sh", "-c", '[ $PPID -eq $0 ] && exec "$@"', str(os.getpid()), program]
     process = subprocess.Popen(
         [*wrapper, *argv[1:]],
         stdin=subprocess.DEVNULL,

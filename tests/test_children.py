@@ -195,6 +195,32 @@ def test_spawning_from_another_thread_is_refused() -> None:
     asyncio.run(scenario())
 
 
+def test_a_child_whose_parent_is_killed_before_it_is_bound_to_it_never_runs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "go")
+    setpriv = tmp_path / "setpriv"
+    setpriv.write_text(f'#!/bin/sh\nread line <{tmp_path}/go\nexec {find_program(["setpriv"])} "$@"\n')
+    setpriv.chmod(0o755)
+    program = textwrap.dedent(f"""
+        import asyncio
+        from shim.children import spawn
+
+        async def main():
+            print(spawn(["/bin/sh", "-c", "touch {tmp_path}/ran; exec sleep 60"]).pid, flush=True)
+            await asyncio.sleep(60)
+
+        asyncio.run(main())
+    """)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environ)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    (tmp_path / "go").write_text("go\n")
+    asyncio.run(until_gone(pid))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_children_die_when_their_parent_is_killed() -> None:
     program = textwrap.dedent("""
         import asyncio
