@@ -13,7 +13,7 @@ from typing import Any
 
 from shim import oci
 from shim.agent.api import ProcessIds, StdioPorts
-from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ShimError, Unknown
+from shim.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ShimError, Unknown
 from shim.log import Log
 from shim.sandbox import bundle, transforms
 from shim.sandbox.background import Background
@@ -170,7 +170,9 @@ class Container:
 
     def add_exec(self, exec_id: str, stdio: Stdio, spec: Mapping[str, Any]) -> None:
         """Register a process; nothing is opened or started."""
-        if not exec_id or exec_id in self.execs or exec_id == self.id:
+        if not exec_id:
+            raise InvalidArgument("exec id is empty")
+        if exec_id in self.execs or exec_id == self.id:
             raise AlreadyExists(f"id {exec_id}: already exists")
         if self.init.state is State.CREATING:
             raise FailedPrecondition("container must be created: failed precondition")

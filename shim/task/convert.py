@@ -72,10 +72,11 @@ def state_response(container: Container, exec_id: str) -> v2.StateResponse:
     process = container.process(exec_id)
     # Who is in a paused container is paused, whatever else it is (runc's shim).
     state = State.PAUSED if container.init.state is State.PAUSED else process.state
+    has_run = process is container.init or process.state not in (State.CREATED, State.FAILED)
     response = v2.StateResponse(
         id=process.ids.exec_id or container.id,
         bundle=str(container.request.bundle),
-        pid=container.pid if process is container.init or process.state is not State.CREATED else 0,
+        pid=container.pid if has_run else 0,
         status=Status(STATUS[state]),
         stdin=process.stdio.stdin,
         stdout=process.stdio.stdout,

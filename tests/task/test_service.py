@@ -167,6 +167,7 @@ async def test_a_start_that_fails_leaves_no_exit_event_and_answers_waiters(shim:
     with pytest.raises(NotFound, match="OCI runtime exec failed"):
         await shim.start(exec_id="e1")
     assert await waiter == 255
+    assert (await shim.state(exec_id="e1")).pid == 0
     await shim.delete(exec_id="e1")
     assert "TaskExited:e1" not in shim.told()
 
@@ -374,6 +375,7 @@ MISUSE: list[Misuse] = [
     ("kill all when stopped", _stopped, lambda s: s.kill(9, all=True), NotFound, "already finished"),
     ("kill with signal 65", _running, lambda s: s.kill(65), InvalidArgument, "signal 65"),
     ("exec when stopped", _stopped, lambda s: s.exec("e2"), Unknown, "cannot exec in a stopped state"),
+    ("exec without an id", _running, lambda s: s.exec(""), InvalidArgument, "exec id is empty"),
     ("exec with a known id", _with_exec, lambda s: s.exec("e1"), AlreadyExists, "e1"),
     ("exec with the container's id", _running, lambda s: s.exec("c1"), AlreadyExists, "c1"),
     ("exec of no process", _running, lambda s: s.exec("e1", spec=BAD_SPEC), InvalidArgument, "process spec"),
