@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from shim.task.publisher import Publisher
     from shim.ttrpc.server import Server
 
-# A shim without a first container for so long will not get one.
+# A shim without a container for so long will not get one.
 _IDLE_S = 60.0
 _LOG_FD = 2
 _REMOVE_S = 5.0
@@ -184,8 +184,12 @@ class Daemon:
         self._publisher.publish(event)
 
     def _end_if_idle(self) -> None:
-        """containerd asks for a container right after it has started us, or it has died."""
-        if not self._sandbox.used:
+        """containerd asks for a container right after it has started us, and for our end right after the last one's,
+        or it has died."""
+        left_s = _IDLE_S - self._sandbox.idle_s
+        if left_s > 0:
+            asyncio.get_running_loop().call_later(left_s, self._end_if_idle)
+        else:
             self._log.warning("nobody asks for a container")
             self._begin_stop()
 

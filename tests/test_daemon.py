@@ -213,3 +213,19 @@ def test_one_that_nobody_uses_ends(
         assert shim.vm.calls.count("asked to stop") == 1, "the VM that has begun to boot"
 
     with_shim(body)
+
+
+def test_one_whose_last_container_has_gone_ends_though_nobody_shuts_it_down(
+    with_shim: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """containerd has died behind Delete, or has not waited for a Create to be undone."""
+    monkeypatch.setattr(module, "_IDLE_S", 0.2)
+
+    async def body(shim: Shim) -> None:
+        await shim.stack.create()
+        await asyncio.sleep(0.3)
+        assert not shim.served.done()
+        await shim.stack.delete()
+        await shim.served
+
+    with_shim(body)

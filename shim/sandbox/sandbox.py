@@ -60,6 +60,7 @@ class Sandbox:
         self._closed = False
         self._reserved: Mapping[str, Any] | None = None
         self._ended = asyncio.Event()
+        self._idle_since = time.monotonic()
         self.used = False  # somebody has asked for a container
         self.started_at_ns = 0  # when it was up, since the epoch
         self.exit: ExitStatus | None = None
@@ -75,6 +76,12 @@ class Sandbox:
     def machine(self) -> Machine | None:
         """The VM of now; None before the first container."""
         return self._machine
+
+    @property
+    def idle_s(self) -> float:
+        """How long there has been no container; 0 for a sandbox that is reserved."""
+        in_use = self.containers or self._reserved is not None
+        return 0.0 if in_use else time.monotonic() - self._idle_since
 
     async def boot_early(self, spec: Mapping[str, Any]) -> None:
         """Begin to boot before the container with this spec is asked for; returns when the guest runs, long
@@ -120,6 +127,7 @@ class Sandbox:
     def _forget(self, container: Container) -> None:
         if self.containers.get(container.id) is container:
             del self.containers[container.id]
+            self._idle_since = time.monotonic()
             self._creating.pop(container.id, None)
             try:
                 self._record.forget_container(container.id)
