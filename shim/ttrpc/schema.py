@@ -1,6 +1,6 @@
 """Generated from proto/ by hack/gen-proto; never edited. shim/wire.py describes the form."""
 
-SOURCES = "aae4dde9cf37e1eb441845406f6b0f59c530433621cabaad4502910867f0dd99"
+SOURCES = "602dff4aeba2b8726eed8181a5621de15af845dfad3cd29119c930514647ac2e"
 
 MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     "google.protobuf.Any": {
