@@ -1,9 +1,10 @@
 """Options, the private containerd, the test image, and the check that nothing is left behind.
 
-`pytest integration --containerd 1.6|1.7|2|all`: a version alone runs everything on it; `all` runs everything
-on 1.6 and what is marked `short` on the others, and on 1.6 once more with VMs that boot ("1.6-off"), where all
-others start from a template. With `--runtime io.containerd.runc.v2` the same tests run
-against runc, which shows that they ask for nothing but containerd's contract; those marked `vm` are left out.
+`pytest integration --containerd 1.6|1.7|2|all`: a version alone runs everything on it; `all` runs everything on
+1.6, on 2 all but what is marked `once`, and what is marked `short` on 1.7 and on 1.6 with VMs that boot ("1.6-off"),
+where all others start from a template. Pods run whole on all of them, on 2 with the shim as the sandboxer, too
+("2-shim"). With `--runtime io.containerd.runc.v2` the same tests run against runc, which shows that they ask for
+nothing but containerd's contract; those marked `vm` are left out.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from pathlib import Path
 import pytest
 
 from integration import leak, process
+from integration.away import Absence
 from integration.ctr import Ctr
 from integration.daemon import Containerd
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 VERSIONS = ("1.6", "1.7", "2")
-# What is marked short runs once more with the setting `template = "off"`.
+# With the setting `template = "off"`.
 BOOTING = "1.6-off"
 # containerd 2 with the shim as the sandboxer; pods only.
 SANDBOX_API = "2-shim"
@@ -71,7 +73,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "short: runs on every containerd")
+    config.addinivalue_line("markers", "short: runs on every containerd, and with VMs that boot")
+    config.addinivalue_line("markers", "once: takes long, and no containerd can make a difference to it")
     config.addinivalue_line("markers", "vm: asks for what only a virtual machine gives")
 
 
@@ -79,10 +82,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     fixture = next((name for name in ("containerd", "crictl") if name in metafunc.fixturenames), None)
     if fixture is None:
         return
-    wanted = metafunc.config.getoption("--containerd")
-    versions = [wanted] if wanted != "all" else ["1.6"]
-    if wanted == "all" and metafunc.definition.get_closest_marker("short"):
-        versions = [*VERSIONS, SANDBOX_API if fixture == "crictl" else BOOTING]
+    wanted, marked = metafunc.config.getoption("--containerd"), metafunc.definition.get_closest_marker
+    if wanted != "all":
+        versions = [wanted]
+    elif fixture == "crictl":
+        versions = [*VERSIONS, SANDBOX_API]
+    elif marked("once"):
+        versions = ["1.6"]
+    else:
+        versions = [*VERSIONS, BOOTING] if marked("short") else ["1.6", "2"]
     metafunc.parametrize(fixture, versions, indirect=True, scope="session")
 
 
@@ -181,14 +189,22 @@ def box(ctr: Ctr) -> Iterator[str]:
         ctr.remove(container)
 
 
+@pytest.fixture(scope="session")
+def away(ctr: Ctr) -> Iterator[Absence]:
+    """Readers who are away while other tests run."""
+    absence = Absence(ctr)
+    yield absence
+    absence.end()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test: its containers removed, and no process, mount, socket or folder more than before."""
     if "ctr" not in request.fixturenames:
         yield
         return
-    if "box" in request.fixturenames:
-        request.getfixturevalue("box")
+    for name in {"box", "away"} & set(request.fixturenames):  # these outlive the test
+        request.getfixturevalue(name)
     ctr: Ctr = request.getfixturevalue("ctr")
     before, known, request.node.log_offset = leak.present(ctr), len(ctr.made), ctr.daemon.log_size()
     yield

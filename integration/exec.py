@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from integration.ctr import Ctr
 from integration.ttrpc import Answer, Task, message
 
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
@@ -108,6 +109,37 @@ class Exec:
 
 
 _NAMES = ("stdin", "stdout", "stderr")
+
+
+def shim_service(ctr: Ctr) -> str:
+    """runc's shim of containerd 2 has only the v3 service; ours has both, and containerd uses v2 with it."""
+    runc = ctr.runtime == "io.containerd.runc.v2" and ctr.daemon.version == "2"
+    return "containerd.task.v3.Task" if runc else "containerd.task.v2.Task"
+
+
+class Execs:
+    """Makes execs in one container; what a test leaves is discarded."""
+
+    def __init__(self, ctr: Ctr, container: str) -> None:
+        self._address, self._container = ctr.daemon.shim_address(container), container
+        self._service = shim_service(ctr)
+        self.vm = ctr.runtime != "io.containerd.runc.v2"
+
+    def new(self, *argv: str, **options: object) -> Exec:
+        return Exec(self._address, self._container, *argv, service=self._service, **options)  # type: ignore[arg-type]
+
+    def shell(self, script: str, **options: object) -> Exec:
+        return self.new("sh", "-c", script, **options)
+
+    @contextmanager
+    def running(self, script: str, **options: object) -> Iterator[Exec]:
+        """Started, with whatever FIFOs; discarded unless the test has finished it."""
+        run = self.shell(script, **options)
+        try:
+            run.start()
+            yield run
+        finally:
+            run.discard()
 
 
 @contextmanager

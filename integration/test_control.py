@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from integration.ctr import Ctr
-from integration.test_event import recorded
-from integration.test_task import shim_service, until
+from integration.events import recorded
+from integration.exec import shim_service
 from integration.ttrpc import Answer, Task, message
+from integration.until import until
 
 CGROUP_MOUNT = ["--mount", "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro"]
 MIB = 1 << 20
@@ -142,7 +143,8 @@ def test_out_of_memory_is_told_before_the_exit_137(ctr: Ctr) -> None:
         until("the task is stopped", lambda: ctr.tasks()[container][1] == "STOPPED", timeout=60)
         assert usage(ctr, container)["memory_oom_control"]["oom_kill"] >= 1
         ctr("task", "rm", container)
-    ours = [(topic, fields) for topic, fields in events if fields.get("container_id") == container]
+        events.wait_for("/tasks/delete", container)
+    ours = events.of(container)
     topics = [topic for topic, _ in ours]
     assert topics == ["/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/exit", "/tasks/delete"]
     assert ours[3][1]["exit_status"] == 137
@@ -153,7 +155,8 @@ def test_a_limit_that_an_exec_breaks_is_told_and_the_container_goes_on(ctr: Ctr,
     with recorded(ctr) as events:
         assert ctr.exec(box, "sh", "-c", "exec tail /dev/zero").code == 137
         assert ctr.exec(box, "echo", "alive").ok().text == "alive\n"
-    topics = [topic for topic, fields in events if fields.get("container_id") == box]
+        events.wait_for("/tasks/exit", box, count=2)
+    topics = [topic for topic, _ in events.of(box)]
     assert topics[:4] == ["/tasks/exec-added", "/tasks/exec-started", "/tasks/oom", "/tasks/exit"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from integration import leak, process
 from integration.ctr import Ctr
 from integration.sandbox import members, wait_gone
-from integration.test_task import until
+from integration.until import until
 
 
 def started(ctr: Ctr) -> tuple[str, object]:

@@ -1,7 +1,4 @@
-"""The edges of stdio: who comes late, who leaves, what ends when. On FIFOs of the test's own, without ctr between.
-
-The first fixture begins a minute in which a reader is away; the last tests see what became of it.
-"""
+"""The edges of stdio: who comes late, who leaves, what ends when. On FIFOs of the test's own, without ctr between."""
 
 from __future__ import annotations
 
@@ -10,101 +7,23 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from integration.conftest import PAYLOAD, assert_whole
 from integration.ctr import Ctr
-from integration.exec import Exec, digest, opened, read_all, read_exactly, read_some
-from integration.test_event import recorded
-from integration.test_task import shim_service
+from integration.events import recorded
+from integration.exec import Exec, Execs, digest, opened, read_all, read_exactly, read_some
 
-AWAY_S = 60.0
 NOT_FOUND, INVALID_ARGUMENT = 5, 3
-
-
-class Execs:
-    """Makes execs in one container; what a test leaves is discarded."""
-
-    def __init__(self, ctr: Ctr, container: str) -> None:
-        self._address, self._container = ctr.daemon.shim_address(container), container
-        self._service = shim_service(ctr)
-        self.vm = ctr.runtime != "io.containerd.runc.v2"
-
-    def new(self, *argv: str, **options: object) -> Exec:
-        return Exec(self._address, self._container, *argv, service=self._service, **options)  # type: ignore[arg-type]
-
-    def shell(self, script: str, **options: object) -> Exec:
-        return self.new("sh", "-c", script, **options)
-
-    @contextmanager
-    def running(self, script: str, **options: object) -> Iterator[Exec]:
-        """Started, with whatever FIFOs; discarded unless the test has finished it."""
-        run = self.shell(script, **options)
-        try:
-            run.start()
-            yield run
-        finally:
-            run.discard()
-
-
-class Absence:
-    """Two processes with 8 MiB and with 2 MiB to say, whose readers leave after 64 KiB. The second has ended and
-    is deleted before its reader is back; half of what it said is still in the guest then."""
-
-    def __init__(self, execs: Execs) -> None:
-        self.began = time.monotonic()
-        self.long = execs.new("cat", "/payload")
-        self.short = execs.new("head", "-c", str(2 << 20), "/payload")
-        self.heads = []
-        for run in (self.long, self.short):
-            with opened(run.reader()) as stdout:
-                run.start()
-                self.heads.append(read_exactly(stdout, 65536))
-
-    def end_the_short_one(self) -> int:
-        code = self.short.wait()
-        assert self.short.call("Delete").code == 0
-        return code
-
-    def over(self) -> None:
-        time.sleep(max(0.0, self.began + AWAY_S - time.monotonic()))
-
-    def close(self) -> None:
-        self.long.discard()
-        self.short.close()
 
 
 @pytest.fixture(scope="module")
 def execs(ctr: Ctr, box: str) -> Execs:
     return Execs(ctr, box)
-
-
-@pytest.fixture(scope="module")
-def away(execs: Execs) -> Iterator[Absence]:
-    absence = Absence(execs)
-    try:
-        yield absence
-    finally:
-        absence.close()
-
-
-def test_a_reader_leaves_for_a_minute(away: Absence) -> None:
-    """And the other tests go on meanwhile."""
-    assert b"".join(away.heads) == 2 * PAYLOAD[:65536]
-    assert away.long.runs()
-
-
-@pytest.mark.vm
-def test_a_process_can_end_and_be_deleted_while_its_reader_is_away(away: Absence) -> None:
-    """Half of its output is still in the guest."""
-    started = time.monotonic()
-    assert away.end_the_short_one() == 0
-    assert time.monotonic() - started < 15, "the exit is told after a bounded grace"
 
 
 # -- who comes late ----------------------------------------------------------------------------------------------
@@ -280,7 +199,8 @@ def test_an_exec_that_cannot_start_closes_its_fifos_and_was_never_there(
             again.start()
             assert read_all(stdout) == b"next\n"
         assert again.finish() == 0
-    ended = [fields["id"] for topic, fields in events if topic == "/tasks/exit"]
+        events.wait_for("/tasks/exit", again.ids["f1"], again.ids["f2"])
+    ended = [fields["id"] for topic, fields in events.of(run.ids["f1"]) if topic == "/tasks/exit"]
     assert again.ids["f2"] in ended
     assert run.ids["f2"] not in ended
 
@@ -310,20 +230,3 @@ def send(run: Exec, data: bytes) -> None:
         while left:
             left = left[os.write(stdin, left) :]
     run.close_stdin()
-
-
-# -- back after a minute -----------------------------------------------------------------------------------------
-
-
-def test_a_reader_that_was_away_for_a_minute_gets_every_byte(away: Absence) -> None:
-    away.over()
-    with opened(away.long.reader()) as stdout:
-        assert_whole(away.heads[0] + read_all(stdout))
-    assert away.long.wait() == 0
-
-
-@pytest.mark.vm
-def test_and_so_does_one_whose_process_was_deleted_meanwhile(away: Absence) -> None:
-    away.over()
-    with opened(away.short.reader()) as stdout:
-        assert away.heads[1] + read_all(stdout) == PAYLOAD[: 2 << 20]

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
 from integration.ctr import Ctr
-
-
-@contextmanager
-def recorded(ctr: Ctr) -> Iterator[list[tuple[str, dict[str, object]]]]:
-    """The (topic, fields) of task events while the block ran; filled at its end."""
-    child = ctr.spawn("events", stderr=subprocess.STDOUT)
-    time.sleep(1)  # ctr says nothing when it has subscribed
-    events: list[tuple[str, dict[str, object]]] = []
-    try:
-        yield events
-        time.sleep(1.5)  # and the last event comes after the last answer
-    finally:
-        child.terminate()
-        out, _ = child.communicate()
-    for line in out.decode().splitlines():
-        match = re.search(r" (/tasks/[a-z-]+) (\{.*\})", line)
-        if match:
-            events.append((match[1], json.loads(match[2])))
+from integration.events import recorded
+from integration.sandbox import members
+from integration.until import until
 
 
 def test_events_of_a_run_come_once_and_in_order(ctr: Ctr) -> None:
     with recorded(ctr) as events:
         container = ctr.new_id()
         assert ctr.run("sh", "-c", "exit 3", container=container).code == 3
-    ours = [(topic, fields) for topic, fields in events if fields.get("container_id") == container]
+        events.wait_for("/tasks/delete", container)
+    ours = events.of(container)
     assert [topic for topic, _ in ours] == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
     create, start, ended, deleted = (fields for _, fields in ours)
     pid = create["pid"]
@@ -54,7 +33,8 @@ def test_events_of_an_exec_lie_within_its_container_s(ctr: Ctr) -> None:
         assert ctr("task", "exec", "--exec-id", "inner", container, "sh", "-c", "exit 4").code == 4
         ctr("task", "exec", "--exec-id", "long", "-d", container, "sleep", "1000").ok()
         ctr("task", "rm", "-f", container).ok()
-    ours = [(topic, fields) for topic, fields in events if fields.get("container_id") == container]
+        events.wait_for("/tasks/delete", container)
+    ours = events.of(container)
     topics = [topic for topic, _ in ours]
     assert topics[:5] == [
         "/tasks/create",
@@ -76,6 +56,7 @@ def test_a_failed_start_has_no_exit_event(ctr: Ctr) -> None:
     with recorded(ctr) as events:
         container = ctr.new_id()
         assert ctr.run("/no/such/program", container=container).code != 0
-    topics = [topic for topic, fields in events if fields.get("container_id") == container]
+        until("its shim has told all and ended", lambda: not members(ctr, container))
+    topics = [topic for topic, _ in events.of(container)]
     assert "/tasks/start" not in topics
     assert "/tasks/exit" not in topics or "runc" in ctr.runtime

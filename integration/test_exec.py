@@ -95,6 +95,7 @@ def test_many_execs_at_once(ctr: Ctr, box: str) -> None:
         assert (out, child.returncode) == (f"{number}\n".encode(), number), err
 
 
+@pytest.mark.once
 @pytest.mark.vm
 def test_a_child_that_keeps_stdout_does_not_keep_the_exec(ctr: Ctr, box: str) -> None:
     """With runc ctr waits as long as the child holds the pipe; a bounded grace is ours."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from integration.ctr import Ctr
-from integration.test_task import until
+from integration.until import until
 
 
 @pytest.mark.vm

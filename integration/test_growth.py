@@ -59,6 +59,7 @@ def limits(ctr: Ctr, container: str) -> list[str]:
     return ctr.exec(container, "sh", "-c", read).ok().text.split()
 
 
+@pytest.mark.once
 def test_an_update_beyond_the_vm_makes_it_larger_and_everything_uses_the_new_memory(
     ctr: Ctr, box: str
 ) -> None:

@@ -15,7 +15,7 @@ from integration import process
 from integration.conftest import assert_whole
 from integration.ctr import Ctr, Done
 from integration.sandbox import members, wait_gone
-from integration.test_task import until
+from integration.until import until
 
 # stdout and stderr to files in the folder that it is told, and what it knows of itself.
 LOGGER = """#!/bin/sh
@@ -82,6 +82,7 @@ def test_what_cannot_be_logged_to_is_refused_with_its_reason(ctr: Ctr, folder: P
         assert words in done.err
 
 
+@pytest.mark.once
 @pytest.mark.vm
 def test_a_logger_has_its_time_to_begin_and_to_end_and_no_more(ctr: Ctr, folder: Path) -> None:
     """Both at once, since it takes long."""

@@ -89,6 +89,7 @@ def turn(address: str, box: str, number: int) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.once
 @pytest.mark.vm
 def test_many_execs_leave_nothing_behind(ctr: Ctr, box: str, request: pytest.FixtureRequest) -> None:
     in_a_row = request.config.getoption("--execs")

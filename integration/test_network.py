@@ -16,7 +16,7 @@ from integration.ctr import Ctr
 from integration.dial import FETCH, PING, READ, SERVE, SERVERS
 from integration.netns import ETH0, NEIGHBOUR, Lan, Netns
 from integration.sandbox import members, wait_gone
-from integration.test_task import until
+from integration.until import until
 
 pytestmark = pytest.mark.vm
 WHOLE = [PAYLOAD_HASH, str(8 << 20)]

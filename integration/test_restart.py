@@ -15,7 +15,7 @@ import pytest
 from integration import process
 from integration.ctr import Ctr
 from integration.sandbox import members, wait_gone
-from integration.test_task import until
+from integration.until import until
 
 
 @pytest.mark.short
@@ -70,6 +70,7 @@ def test_a_shim_killed_meanwhile_is_cleaned_up_at_the_restart(ctr: Ctr) -> None:
     until("the task is gone", lambda: container not in ctr.tasks())
 
 
+@pytest.mark.once
 @pytest.mark.vm
 def test_what_nobody_cleans_up_is_found_and_removed(ctr: Ctr, tmp_path: Path) -> None:
     """A shim is killed while containerd is away; its logger does not end."""

@@ -9,7 +9,7 @@ import pytest
 
 from integration.conftest import OURS
 from integration.ctr import Ctr
-from integration.test_task import shim_service
+from integration.exec import shim_service
 from integration.ttrpc import Task
 from tests.task.rpc_table import Walk
 

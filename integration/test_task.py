@@ -7,16 +7,9 @@ import time
 import pytest
 
 from integration.ctr import Ctr
+from integration.exec import shim_service
 from integration.ttrpc import Task
-
-
-def until(what: str, condition: object, timeout: float = 20) -> None:
-    """Polls `condition` (a callable); AssertionError naming `what` when it stays false."""
-    assert callable(condition)
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {timeout} s: {what}"
-        time.sleep(0.1)
+from integration.until import until
 
 
 @pytest.mark.short
@@ -115,12 +108,6 @@ def test_misuse_is_answered_with_the_right_status(ctr: Ctr) -> None:
         assert task.call("Connect", f1=container).fields[1]
         assert task.call("NoSuchMethod", f1=container).code == 12
         assert task.call("Pids", f1=container).fields[1]
-
-
-def shim_service(ctr: Ctr) -> str:
-    """runc's shim of containerd 2 has only the v3 service; ours has both, and containerd uses v2 with it."""
-    runc = ctr.runtime == "io.containerd.runc.v2" and ctr.daemon.version == "2"
-    return "containerd.task.v3.Task" if runc else "containerd.task.v2.Task"
 
 
 @pytest.mark.vm

@@ -17,7 +17,7 @@ import pytest
 from integration import process
 from integration.ctr import Ctr
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.once]
 
 # 32 random bytes, then three lines, then where a program's memory lies.
 IDENTITY = """

@@ -6,7 +6,7 @@ import itertools
 import json
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +163,3 @@ class Pod:
         """stopp and rmp, which must succeed."""
         self.crictl("stopp", self.id).ok()
         self.crictl("rmp", self.id).ok()
-
-
-def until(condition: Callable[[], bool], timeout: float = 10) -> None:
-    """AssertionError if it does not hold within `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {timeout} s"
-        time.sleep(0.1)

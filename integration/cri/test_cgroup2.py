@@ -15,9 +15,10 @@ import pytest
 from integration import process
 from integration.conftest import daemon_arguments
 from integration.cri.conftest import running
-from integration.cri.crictl import OWN_PIDS, Crictl, until
+from integration.cri.crictl import OWN_PIDS, Crictl
 from integration.cri.daemon import CriContainerd
 from integration.ctr import Ctr
+from integration.until import until
 
 pytestmark = pytest.mark.vm
 
@@ -59,7 +60,7 @@ def test_a_pod_is_in_its_cgroup_of_v2_and_its_statistics_are_of_v2(crictl: Crict
     (stats,) = json.loads(crictl("stats", "-o", "json", "--id", container).ok().out)["stats"]
     assert int(stats["memory"]["workingSetBytes"]["value"]) > 0
     pod.remove()
-    until(lambda: not Path("/sys/fs/cgroup/unified", parent.lstrip("/")).exists())
+    until("the cgroup is removed", lambda: not Path("/sys/fs/cgroup/unified", parent.lstrip("/")).exists())
 
 
 def test_a_killed_shim_s_cgroup_is_removed(crictl: Crictl) -> None:
@@ -67,6 +68,12 @@ def test_a_killed_shim_s_cgroup_is_removed(crictl: Crictl) -> None:
     pod = crictl.run_pod(linux={**OWN_PIDS, "cgroup_parent": parent})
     shim = next(item for item in process.every().values() if f"-id {pod.id} " in f"{item.command} ")
     os.kill(shim.pid, signal.SIGKILL)
-    until(lambda: pod.id not in crictl("pods", "--state", "ready", "--no-trunc", "-q").ok().text)
+    until(
+        "the pod is not ready",
+        lambda: pod.id not in crictl("pods", "--state", "ready", "--no-trunc", "-q").ok().text,
+    )
     pod.remove()
-    until(lambda: not Path("/sys/fs/cgroup/unified", parent.lstrip("/"), pod.id).exists())
+    until(
+        "the cgroup is removed",
+        lambda: not Path("/sys/fs/cgroup/unified", parent.lstrip("/"), pod.id).exists(),
+    )

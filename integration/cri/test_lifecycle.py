@@ -14,7 +14,8 @@ import pytest
 
 from integration import process
 from integration.conftest import PAYLOAD, assert_whole
-from integration.cri.crictl import OWN_PIDS, Crictl, Pod, until
+from integration.cri.crictl import OWN_PIDS, Crictl, Pod
+from integration.until import until
 
 MIB = 1 << 20
 
@@ -23,7 +24,6 @@ def limited(**resources: int) -> dict[str, Any]:
     return {**OWN_PIDS, "resources": resources}
 
 
-@pytest.mark.short
 def test_a_container_over_its_memory_limit_is_oom_killed(pod: Pod, crictl: Crictl) -> None:
     limits = limited(memory_limit_in_bytes=24 * MIB, memory_swap_limit_in_bytes=24 * MIB)
     container = pod.run("dd", "if=/dev/zero", "of=/dev/null", "bs=64M", linux=limits)
@@ -42,13 +42,12 @@ def test_a_log_file_is_whole(pod: Pod, crictl: Crictl) -> None:
         return log.read_bytes().splitlines(keepends=True)
 
     # CRI tells of the exit a little earlier than it has written the last line.
-    until(lambda: len(lines()) >= wanted.count(b"\n"), 30)
+    until("the log has all lines", lambda: len(lines()) >= wanted.count(b"\n"), 30)
     assert {line.split(b" ", 3)[1] for line in lines()} == {b"stdout"}
     text = b"".join(line.split(b" ", 3)[3] for line in lines())
     assert len(text) > 64 * MIB and hashlib.sha256(text).digest() == hashlib.sha256(wanted).digest()
 
 
-@pytest.mark.short
 def test_stats_and_update_are_the_container_s(pod: Pod, crictl: Crictl) -> None:
     container = pod.run("sh", "-c", "while :; do :; done", linux=limited(memory_limit_in_bytes=64 * MIB))
     (stats,) = json.loads(crictl("stats", "-o", "json", "--id", container).ok().out)["stats"]
@@ -80,7 +79,6 @@ def test_the_vm_grows_for_containers_that_come_later_and_for_their_updates(pod: 
     crictl("rm", "--force", container).ok()
 
 
-@pytest.mark.short
 def test_a_running_pod_is_removed_with_all_that_is_in_it(crictl: Crictl) -> None:
     pod = crictl.run_pod()
     for _ in range(2):

@@ -12,7 +12,7 @@ import pytest
 from integration.conftest import PAYLOAD_HASH
 from integration.cri.crictl import Crictl, Pod
 from integration.dial import FETCH, PING, READ, SERVE, SERVERS
-from integration.test_task import until
+from integration.until import until
 
 WHOLE = [PAYLOAD_HASH, str(8 << 20)]
 HOST_NETWORK = {"security_context": {"namespace_options": {"network": 2, "pid": 1, "ipc": 0}}}
@@ -33,7 +33,6 @@ def on_the_node(crictl: Crictl, code: str, *args: str, stdin: bytes = b"") -> li
     return done.stdout.decode().split()
 
 
-@pytest.mark.short
 def test_the_pod_s_addresses_answer(crictl: Crictl, pod: Pod, box: str) -> None:
     ipv4, ipv6 = pod.addresses
     assert on_the_node(crictl, PING, ipv4) == ["answered"]
@@ -41,7 +40,6 @@ def test_the_pod_s_addresses_answer(crictl: Crictl, pod: Pod, box: str) -> None:
         assert on_the_node(crictl, READ, address, "7003")[:2] == WHOLE
 
 
-@pytest.mark.short
 def test_a_container_reaches_the_node(crictl: Crictl, box: str) -> None:
     crictl.sh(box, "ping -c1 -W5 10.88.0.1; ping -6 -c1 -W5 fd00:88::1")
     command = [
@@ -74,34 +72,30 @@ def forwarded(crictl: Crictl, pod: Pod, box: str) -> Iterator[None]:
             child.communicate(timeout=20)
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("port", ["17001", "17002"])
 def test_port_forward_reaches_the_container_s_loopback(crictl: Crictl, forwarded: None, port: str) -> None:
     """7001 is 127.0.0.1's alone, 7002 ::1's; both know of no other address."""
     assert on_the_node(crictl, FETCH, f"http://127.0.0.1:{port}/payload") == [PAYLOAD_HASH]
 
 
-@pytest.mark.short
 def test_port_forward_sends_whole(crictl: Crictl, forwarded: None) -> None:
     data = os.urandom(3 << 20)
     said = on_the_node(crictl, FETCH, "http://127.0.0.1:17001/cgi-bin/hash", stdin=data)
     assert hashlib.sha256(data).hexdigest() in said
 
 
-@pytest.mark.short
 def test_port_forward_to_nobody_is_an_error(crictl: Crictl, forwarded: None) -> None:
     assert on_the_node(crictl, READ, "127.0.0.1", "17009")[1:2] in ([], ["0"])  # reset, or ended with nothing
 
 
-@pytest.mark.short
 def test_a_pod_has_each_interface_that_cni_gives_it_and_a_port_of_the_node(crictl: Crictl) -> None:
     daemon = crictl.daemon
     daemon.set_network([daemon.bridge(), {"type": "portmap", "capabilities": {"portMappings": True}}])
     daemon.set_network([daemon.bridge("kata-py1", ["10.99.0.0/16"])], "20-second")
     try:
         crictl.wait_ready()
-        for name in ("20-second", "portmap"):
-            until(f"{name} is loaded", lambda name=name: name in crictl("info").ok().text)
+        until("the second is loaded", lambda: "20-second" in crictl("info").ok().text)
+        until("portmap is loaded", lambda: "portmap" in crictl("info").ok().text)
         pod = crictl.run_pod(port_mappings=[{"container_port": 8080, "host_port": 18080}])
     finally:
         daemon.set_network([daemon.bridge()])

@@ -23,14 +23,12 @@ def box(pod: Pod) -> str:
     return pod.run("sleep", "100000")
 
 
-@pytest.mark.short
 def test_hostname_and_name_servers_are_the_pod_s(crictl: Crictl, box: str) -> None:
     assert crictl.sh(box, "hostname; cat /proc/sys/kernel/hostname") == "web-0\nweb-0\n"
     lines = crictl.sh(box, "cat /etc/resolv.conf").splitlines()
     assert sorted(lines) == ["nameserver 192.0.2.53", "options ndots:5", "search tests.svc.example"]
 
 
-@pytest.mark.short
 def test_two_containers_talk_over_localhost(pod: Pod, crictl: Crictl, box: str) -> None:
     other = pod.run("sh", "-c", "echo from the other | nc -l -p 8080")
     heard = crictl.sh(box, "while ! nc 127.0.0.1 8080 2>/dev/null </dev/null; do sleep 0.1; done")
@@ -38,7 +36,6 @@ def test_two_containers_talk_over_localhost(pod: Pod, crictl: Crictl, box: str) 
     assert crictl.ended(other)["exitCode"] == 0
 
 
-@pytest.mark.short
 def test_log_lines_and_exit_codes_are_exact(pod: Pod, crictl: Crictl) -> None:
     container = pod.run("sh", "-c", "echo one; sleep 0.3; echo two >&2; sleep 0.3; printf three; exit 42")
     status = crictl.ended(container)
@@ -49,7 +46,6 @@ def test_log_lines_and_exit_codes_are_exact(pod: Pod, crictl: Crictl) -> None:
     crictl("rm", container).ok()
 
 
-@pytest.mark.short
 def test_exec_has_the_process_s_streams_and_exit_code(crictl: Crictl, box: str) -> None:
     done = crictl.exec(box, "sh", "-c", "echo out; echo err >&2; exit 7")
     assert (done.out, done.err.splitlines()[0]) == (b"out\n", "err")
@@ -59,7 +55,6 @@ def test_exec_has_the_process_s_streams_and_exit_code(crictl: Crictl, box: str) 
     assert synchronous.text.split() == ["out", "err"]  # crictl prints both to its stdout
 
 
-@pytest.mark.short
 def test_a_terminal_works(crictl: Crictl, box: str) -> None:
     terminal = crictl.terminal("exec", "-it", box, "sh")
     terminal.write(b"tty; echo result $((6 * 7))\n")
@@ -69,7 +64,6 @@ def test_a_terminal_works(crictl: Crictl, box: str) -> None:
     terminal.finish()
 
 
-@pytest.mark.short
 def test_attach_sees_output_and_gives_input(pod: Pod, crictl: Crictl) -> None:
     container = pod.run("sh", "-c", "read line; echo got $line; sleep 1; exit 5", stdin=True, stdin_once=True)
     attached = crictl("attach", "-i", container, stdin=b"hello\n")
@@ -78,7 +72,6 @@ def test_attach_sees_output_and_gives_input(pod: Pod, crictl: Crictl) -> None:
     assert pod.log(container) == [("stdout", "got hello")]
 
 
-@pytest.mark.short
 def test_containers_come_and_go_while_the_pod_stays(pod: Pod, crictl: Crictl, box: str) -> None:
     container = pod.run("sleep", "100000")
     crictl("stop", "--timeout", "0", container).ok()
@@ -97,7 +90,6 @@ def test_stop_gives_a_process_time_to_end(pod: Pod, crictl: Crictl) -> None:
     assert pod.log(container)[-1] == ("stdout", "bye")
 
 
-@pytest.mark.short
 def test_ipc_and_shm_are_the_pod_s_but_processes_are_not(pod: Pod, crictl: Crictl, box: str) -> None:
     other = pod.run("sleep", "100000")
     crictl.sh(box, "echo shared >/dev/shm/note")
@@ -110,7 +102,6 @@ def test_ipc_and_shm_are_the_pod_s_but_processes_are_not(pod: Pod, crictl: Crict
     crictl("rm", "--force", other).ok()
 
 
-@pytest.mark.short
 def test_a_program_that_is_not_there_fails_the_start_and_nothing_else(
     pod: Pod, crictl: Crictl, box: str
 ) -> None:
@@ -137,7 +128,6 @@ def test_a_volume_is_shared_and_read_only_where_asked(pod: Pod, crictl: Crictl, 
     assert (tmp_path / "file").read_text() == "written\n"
 
 
-@pytest.mark.short
 def test_a_shared_pid_namespace_is_the_pod_s_but_signals_are_a_container_s(crictl: Crictl) -> None:
     pod = crictl.run_pod(linux=SHARED_PIDS)
     one, two = (pod.run("sleep", "1000000", linux=SHARED_PIDS) for _ in range(2))

@@ -26,7 +26,6 @@ def own(crictl: Crictl) -> Iterator[str]:
     yield "kata-py-own"
 
 
-@pytest.mark.short
 def test_a_runtime_has_settings_and_a_pod_changes_what_it_may(crictl: Crictl, own: str) -> None:
     pod = crictl.run_pod(own, annotations={f"{HYPERVISOR}default_vcpus": "2"})
     container = pod.run("sleep", "1000")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.cri.crictl import OWN_PIDS, Crictl, Pod, until
+from integration.cri.crictl import OWN_PIDS, Crictl, Pod
+from integration.until import until
 
 FOLLOWING = 1  # CRI's PROPAGATION_HOST_TO_CONTAINER
 
@@ -46,7 +47,6 @@ def publish(volume: Path, revision: str, token: str) -> None:
     (volume / "..data_tmp").rename(volume / "..data")
 
 
-@pytest.mark.short
 def test_a_secret_s_update_becomes_visible(pod: Pod, crictl: Crictl, tmp_path: Path) -> None:
     publish(tmp_path, "1", "old")
     (tmp_path / "plain").write_text("a file for itself")
@@ -57,7 +57,7 @@ def test_a_secret_s_update_becomes_visible(pod: Pod, crictl: Crictl, tmp_path: P
     container = pod.run("sleep", "100000", mounts=mounts)
     assert crictl.sh(container, "cat /secret/token /etc/plain") == "olda file for itself"
     publish(tmp_path, "2", "new")
-    until(lambda: crictl.sh(container, "cat /secret/token") == "new")
+    until("the new one is seen", lambda: crictl.sh(container, "cat /secret/token") == "new")
     assert crictl.exec(container, "sh", "-c", "echo x >/etc/plain").code != 0
     assert (tmp_path / "plain").read_text() == "a file for itself"
 
@@ -73,7 +73,10 @@ def test_later_mounts_of_the_host_are_seen_where_they_are_asked_for(
         crictl.sh(container, "ls /data/sub")
     subprocess.run(["mount", "-t", "tmpfs", "later", sub], check=True)
     (sub / "file").write_text("mounted later")
-    until(lambda: crictl.exec(follows, "cat", "/data/sub/file").text == "mounted later")
+    until(
+        "the later mount is seen",
+        lambda: crictl.exec(follows, "cat", "/data/sub/file").text == "mounted later",
+    )
     assert crictl.exec(private, "cat", "/data/sub/file").code != 0
 
 
@@ -141,7 +144,6 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, bytes]]:
     subprocess.run(["losetup", "--detach", device], check=True)
 
 
-@pytest.mark.short
 def test_a_block_volume_is_a_disk_under_its_path(
     pod: Pod, crictl: Crictl, disk: tuple[Path, bytes], tmp_path: Path
 ) -> None:
