@@ -15,9 +15,9 @@ class Absence:
     is deleted before its reader is back; half of what it said is still in the guest then. They have a sandbox of
     their own, up to `end`."""
 
-    def __init__(self, ctr: Ctr) -> None:
-        self._ctr, self._container = ctr, ctr.detached("sleep", "100000", options=["--null-io"])
-        execs = Execs(ctr, self._container)
+    def __init__(self, ctr: Ctr, container: str) -> None:
+        self._ctr, self._container = ctr, container
+        execs = Execs(ctr, container)
         self.began = time.monotonic()
         self.long = execs.new("cat", "/payload")
         self.short = execs.new("head", "-c", str(2 << 20), "/payload")

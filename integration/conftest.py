@@ -192,9 +192,11 @@ def box(ctr: Ctr) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def away(ctr: Ctr) -> Iterator[Absence]:
     """Readers who are away while other tests run."""
-    absence = Absence(ctr)
-    yield absence
-    absence.end()
+    container = ctr.detached("sleep", "100000", options=["--null-io"])
+    try:
+        yield Absence(ctr, container)
+    finally:
+        ctr.remove(container)
 
 
 @pytest.fixture(autouse=True)

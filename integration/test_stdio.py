@@ -91,6 +91,20 @@ def test_a_client_that_stops_and_goes_on_gets_every_byte(ctr: Ctr, box: str) -> 
     assert hasher.hexdigest() == PAYLOAD_HASH, total + len(rest)
 
 
+@pytest.mark.short
+@pytest.mark.vm
+def test_a_client_that_reads_slowly_gets_the_end_too(ctr: Ctr, box: str) -> None:
+    """ctr lets go of its streams when it has heard of the exit; with runc's shim it loses what is in the FIFO then."""
+    child = ctr.spawn(*ctr.exec_args(box, "head", "-c", str(2 * MIB), "/payload"))
+    assert child.stdout
+    out = b""
+    while piece := child.stdout.read(64 << 10):
+        out += piece
+        time.sleep(0.05)
+    assert out == PAYLOAD[: 2 * MIB], f"{len(out)} bytes"
+    assert child.wait(30) == 0
+
+
 def test_slow_input_is_passed_on_as_it_comes(ctr: Ctr, box: str) -> None:
     child = ctr.spawn(*ctr.exec_args(box, "cat"), stdin=subprocess.PIPE)
     assert child.stdin and child.stdout

@@ -16,6 +16,8 @@ from shim.vsock.api import Stream, StreamStat
 # How often a drain that makes progress is looked at.
 _PROGRESS_S = 0.25
 _SHORTEST_S = 0.01
+# How often a reader is looked at that has not taken all yet.
+_SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.001, 0.05
 
 
 class Streams:
@@ -72,12 +74,35 @@ class Streams:
         await self._carrier.exit_may_be_asked()
 
     async def drained(self, grace_s: float, limit_s: float) -> bool:
-        """Until stdout and stderr are in their FIFOs to the last byte: True. False once nothing has moved for
-        `grace_s` (somebody else holds the other end, or the reader is stuck) or after `limit_s`."""
+        """Until stdout and stderr are in their FIFOs to the last byte and their readers have taken it: True. False once
+        nothing has moved into a FIFO for `grace_s` (somebody else holds the other end, or the reader is stuck) or after
+        `limit_s`. A reader may leave the last bytes where they are for as long."""
         if not self._outputs:
             return True
+        end = asyncio.get_running_loop().time() + limit_s
+        if not await self._arrived(grace_s, end):
+            return False
+        await self._taken(grace_s, end)
+        return True
+
+    async def _taken(self, grace_s: float, end: float) -> None:
+        """containerd's client closes its end of a FIFO as soon as it has heard of the exit, whatever is in there
+        (containerd, pkg/cio/io_unix.go, copyIO's cancel)."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + limit_s
+        moved_at, seen, pause = loop.time(), -1, _SHORTEST_LOOK_S
+        while left := sum(
+            fifo.unread() for fifo in self._output_fifos.values() if fifo.unread() and fifo.has_reader()
+        ):
+            now = loop.time()
+            if left != seen:
+                moved_at, seen = now, left
+            if now - moved_at >= grace_s or now >= end:
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_LOOK_S)
+
+    async def _arrived(self, grace_s: float, end: float) -> bool:
+        loop = asyncio.get_running_loop()
         moved_at, seen = loop.time(), -1
         waits = asyncio.gather(*(stream.drained() for stream in self._outputs.values()))
         try:

@@ -286,6 +286,58 @@ async def test_output_that_keeps_moving_is_waited_for_up_to_the_limit(
     streams.close()
 
 
+async def said(device: FakeVsockDevice, endpoints: Endpoints, data: bytes) -> Streams:
+    """A process that has written `data` and nothing else, and has ended."""
+    streams = await attached(device, endpoints)
+    device.streams[ports_of(streams).stdout].write(data)
+    device.streams[ports_of(streams).stdout].finish()
+    device.streams[ports_of(streams).stderr].finish()
+    return streams
+
+
+@on_fifos
+async def test_a_reader_that_is_behind_takes_all_before_the_end_is_told(
+    device: FakeVsockDevice, endpoints: Endpoints
+) -> None:
+    reader = os.open(str(endpoints.stdout), os.O_RDONLY | os.O_NONBLOCK)
+    streams = await said(device, endpoints, b"123")
+    waiting = asyncio.create_task(streams.drained(5, 5))
+    for last in b"123":
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        assert os.read(reader, 1) == bytes([last])
+    assert await waiting
+    os.close(reader)
+    streams.close()
+
+
+@on_fifos
+async def test_a_reader_that_is_stuck_is_waited_for_up_to_the_grace(
+    device: FakeVsockDevice, endpoints: Endpoints
+) -> None:
+    reader = os.open(str(endpoints.stdout), os.O_RDONLY | os.O_NONBLOCK)
+    streams = await said(device, endpoints, b"unread")
+    began = asyncio.get_running_loop().time()
+    assert await streams.drained(0.1, 5)
+    assert 0.1 <= asyncio.get_running_loop().time() - began < 4
+    assert os.read(reader, 10) == b"unread"
+    os.close(reader)
+    streams.close()
+
+
+@on_fifos
+async def test_output_that_nobody_reads_is_not_waited_for(
+    device: FakeVsockDevice, endpoints: Endpoints
+) -> None:
+    streams = await said(device, endpoints, b"unread")
+    async with asyncio.timeout(4):
+        assert await streams.drained(5, 5)
+    reader = os.open(str(endpoints.stdout), os.O_RDONLY | os.O_NONBLOCK)
+    assert os.read(reader, 10) == b"unread"
+    os.close(reader)
+    streams.close()
+
+
 # -- what is not a FIFO --------------------------------------------------------------------------------------
 
 

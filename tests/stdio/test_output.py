@@ -76,6 +76,18 @@ def test_what_is_unread_survives_a_reader_that_leaves(tmp_path: Path) -> None:
     asyncio.run(test())
 
 
+def test_a_reader_is_who_else_has_it_open(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with ended(tmp_path, b"") as (path, fifo):
+            assert not fifo.has_reader()
+            client = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            assert fifo.has_reader()
+            os.close(client)
+            assert not fifo.has_reader()
+
+    asyncio.run(test())
+
+
 def test_close_ends_the_wait_for_a_reader_that_never_comes(tmp_path: Path) -> None:
     async def test() -> None:
         async with ended(tmp_path, b"unread") as (path, fifo):
