@@ -1,4 +1,4 @@
-"""A reader leaves for a minute and more. `test_return.py` sees what has become of it, other tests later."""
+"""A reader leaves for a minute and more. `test_return.py`, other tests later, sees what has become of it."""
 
 from __future__ import annotations
 

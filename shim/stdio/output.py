@@ -46,9 +46,14 @@ class OutputFifo:
         """Whether nobody reads it or ever will: it has no reader but us, and no name by which one could open it."""
         if self._fd < 0 or os.fstat(self._fd).st_nlink:
             return False
+        return not self.has_reader()
+
+    def has_reader(self) -> bool:
+        """Whether somebody but us has it open for reading, or waits for a writer in order to. Without a reader it must
+        not matter that a write of the device's fails meanwhile."""
         self._open_writer()
         try:
-            return not self._others_read()
+            return self._others_read()
         finally:
             self._close_writer()
 

@@ -88,11 +88,9 @@ class Streams:
     async def _taken(self, grace_s: float, end: float) -> None:
         """containerd's client closes its end of a FIFO as soon as it has heard of the exit, whatever is in there
         (containerd, pkg/cio/io_unix.go, copyIO's cancel)."""
-        loop = asyncio.get_running_loop()
+        loop, fifos = asyncio.get_running_loop(), self._output_fifos.values()
         moved_at, seen, pause = loop.time(), -1, _SHORTEST_LOOK_S
-        while left := sum(
-            fifo.unread() for fifo in self._output_fifos.values() if fifo.unread() and fifo.has_reader()
-        ):
+        while left := sum(fifo.unread() for fifo in fifos if fifo.unread() and fifo.has_reader()):
             now = loop.time()
             if left != seen:
                 moved_at, seen = now, left
