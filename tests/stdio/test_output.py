@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import select
 from collections.abc import AsyncIterator
 from pathlib import Path
+
+import pytest
 
 from shim.stdio.fifo import open_output
 from shim.stdio.output import OutputFifo
@@ -101,5 +104,25 @@ def test_close_ends_the_wait_for_a_reader_that_never_comes(tmp_path: Path) -> No
             assert poll.poll(0) == [], "no writer is left, and no byte"
             os.close(client)
             await fifo.until_opened()
+
+    asyncio.run(test())
+
+
+def test_without_descriptors_left_it_closes_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def test() -> None:
+        async with ended(tmp_path, b"") as (path, fifo):
+            waiting = asyncio.create_task(fifo.until_opened())
+            await asyncio.sleep(0)
+            monkeypatch.setattr(os, "open", none_left)
+            with pytest.raises(OSError, match="Too many"):
+                await waiting
+            monkeypatch.undo()
+            others = [os.open(path, os.O_RDONLY | os.O_NONBLOCK) for _ in range(3)]
+            fifo.close()
+            for fd in others:
+                os.close(fd)
 
     asyncio.run(test())
