@@ -232,14 +232,23 @@ def _last_error(log: str) -> str:
     return lines[-1] if lines else ""
 
 
+# crun's words for a file without permission to execute it, and for a directory. Docker knows runc's.
+_NOT_EXECUTABLE = tuple(f"open executable: {why}" for why in ("Permission denied", "Operation not permitted"))
+
+
 def _failure(command: str, status: int, message: str, args: list[str] | None) -> errors.ShimError:
     """crun's message in the frame that runc's and containerd's users know."""
     ended = f"exit status {status}" if status >= 0 else f"signal {-status}"
     frame = f"OCI runtime {command} failed"
     if args is not None and message.startswith("executable file"):
-        return errors.NotFound(f"{frame}: {program_error(args, 'executable file not found in $PATH')}")
+        named = args and "/" in args[0]
+        reason = (
+            f"stat {args[0]}: no such file or directory" if named else "executable file not found in $PATH"
+        )
+        return errors.NotFound(f"{frame}: {program_error(args, reason)}")
     if args is not None and message.startswith(("open executable", "exec container process")):
-        return errors.InvalidArgument(f"{frame}: {program_error(args, message)}")
+        reason = "permission denied" if message in _NOT_EXECUTABLE else message
+        return errors.InvalidArgument(f"{frame}: {program_error(args, reason)}")
     if command == "update" and message:
         limit = next((f"resources.{name}: " for file, name in _LIMITS.items() if f"`{file}`" in message), "")
         return errors.InvalidArgument(f"{limit}{frame}: {message}")

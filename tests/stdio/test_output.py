@@ -108,7 +108,9 @@ def test_close_ends_the_wait_for_a_reader_that_never_comes(tmp_path: Path) -> No
     asyncio.run(test())
 
 
-def test_without_descriptors_left_it_closes_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_descriptors_left_it_closes_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none_left(*_: object) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
