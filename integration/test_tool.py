@@ -199,14 +199,12 @@ def test_an_annotation_sizes_the_vm_or_is_refused(ctr: Ctr) -> None:
 def test_the_guest_writes_to_what_it_was_given_and_nowhere_beside(ctr: Ctr, box: str) -> None:
     """Root in the guest, not in a container. Beside is memory of the host's, and where links lead the shim astray."""
     there = "/run/kata-containers/shared/containers"
-    script = (
-        f"cd {there} && for act in 'touch {box}-9' 'ln -s /etc {box}-9' 'mkdir {box}-9' 'rmdir {box}-1'; do "
-    )
-    script += f"$act; done; touch {box}-1/mine && echo WROTE; exit\n"
+    script = f"cd {there}; touch {box}-9; ln -s /etc {box}-9; mkdir {box}-9; touch {box}-1/mine; exit\n"
     said = tool(ctr, "exec", box, stdin=script.encode()).stdout.decode()
     (run_dir,) = Path("/run/kata-py", ctr.daemon.namespace).iterdir()
-    pid = Path(run_dir, "record.json").read_text()
-    daemon = next(item["pid"] for item in json.loads(pid)["processes"] if item["role"] == "daemon")
-    names = os.listdir(f"/proc/{daemon}/root{run_dir}/share")
-    assert "WROTE" in said.split("exit", 1)[1] and said.count("Read-only file system") >= 3, said
-    assert names == [f"{box}-1"]
+    processes = json.loads(Path(run_dir, "record.json").read_text())["processes"]
+    daemon = next(item["pid"] for item in processes if item["role"] == "daemon")
+    share = Path(f"/proc/{daemon}/root{run_dir}/share")
+    assert said.count("Read-only file system") == 3, said
+    assert os.listdir(share) == [f"{box}-1"]
+    assert (share / f"{box}-1/mine").exists()
