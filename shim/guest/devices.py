@@ -7,6 +7,7 @@ bus on and of the device ("01/00/03"), each with a function other than 0 behind 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,9 @@ _LOOK_S = 0.01
 _SLOT = re.compile(r"[01][0-9a-f](\.[0-7])?")
 
 
-async def find_disk(source: str, root: str = ROOT, timeout_s: float = _DEVICE_S) -> str:
-    """The node below /dev of the disk with this PCI path (or of that name already); waits for it. InvalidArgument
-    for what is no such path, NotFound when no disk comes."""
+async def find_disk(source: str, root: str = ROOT, timeout_s: float = _DEVICE_S, *, dev: str = "/dev") -> str:
+    """The node below /dev of the disk with this PCI path (or of that name already); waits for it, and until it can be
+    opened. InvalidArgument for what is no such path, NotFound when no disk comes."""
     if source.startswith("/dev/") and ".." not in source.split("/"):
         return source
     slots = source.split("/")
@@ -35,11 +36,11 @@ async def find_disk(source: str, root: str = ROOT, timeout_s: float = _DEVICE_S)
         raise errors.InvalidArgument(f"{source!r} is no PCI path of a disk")
     loop = asyncio.get_running_loop()
     until = loop.time() + timeout_s
-    while (name := _disk_at(root, slots)) is None:
+    while (name := _disk_at(root, slots)) is None or not _opens(f"{dev}/{name}"):
         if loop.time() > until:
             raise errors.NotFound(f"no disk at PCI path {source}")
         await asyncio.sleep(_LOOK_S)
-    return f"/dev/{name}"
+    return f"{dev}/{name}"
 
 
 def _disk_at(directory: str, slots: Sequence[str]) -> str | None:
@@ -56,6 +57,17 @@ def _disk_at(directory: str, slots: Sequence[str]) -> str | None:
             for name in _entries(f"{directory}/{driver}/block"):
                 return name
     return None
+
+
+def _opens(node: str) -> bool:
+    """The kernel shows a disk and its node some time before it can be opened (block/genhd.c, device_add_disk)."""
+    try:
+        os.close(os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.ENOENT):
+            raise errors.Internal(f"disk {node}: {error.strerror}") from error
+        return False
+    return True
 
 
 def _entries(directory: str) -> list[str]:

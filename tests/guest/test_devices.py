@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from shim.guest import devices
 
 
 def add_disk(root: Path, name: str = "vda") -> None:
-    """What sysfs shows of a disk in slot 3 of the bridge behind the root port in slot 2."""
+    """What sysfs shows of a disk in slot 3 of the bridge behind the root port in slot 2, and its node."""
+    (root / "dev").mkdir(exist_ok=True)
+    (root / "dev" / name).touch()
     (root / "0000:00:02.0/0000:01:00.0/0000:02:03.0/virtio4/block" / name).mkdir(parents=True)
     (root / "0000:00:02.0/0000:01:00.0/0000:02:04.0/virtio5/net/eth0").mkdir(parents=True)
     (root / "0000:00:02.0/pci_bus").mkdir()
@@ -22,16 +25,38 @@ def add_disk(root: Path, name: str = "vda") -> None:
 
 def test_a_disk_is_found_by_its_place(tmp_path: Path) -> None:
     add_disk(tmp_path)
-    assert asyncio.run(devices.find_disk("02/00/03", str(tmp_path))) == "/dev/vda"
+    assert (
+        asyncio.run(devices.find_disk("02/00/03", str(tmp_path), dev=f"{tmp_path}/dev"))
+        == f"{tmp_path}/dev/vda"
+    )
     assert asyncio.run(devices.find_disk("/dev/vdz")) == "/dev/vdz"
 
 
 def test_a_disk_that_comes_late_is_waited_for(tmp_path: Path) -> None:
     async def scenario() -> str:
         asyncio.get_running_loop().call_later(0.02, add_disk, tmp_path)
-        return await devices.find_disk("02/00/03", str(tmp_path), 5)
+        return await devices.find_disk("02/00/03", str(tmp_path), 5, dev=f"{tmp_path}/dev")
 
-    assert asyncio.run(scenario()) == "/dev/vda"
+    assert asyncio.run(scenario()) == f"{tmp_path}/dev/vda"
+
+
+def test_a_disk_that_the_kernel_does_not_open_yet_is_waited_for(tmp_path: Path) -> None:
+    """It shows the node first."""
+
+    async def scenario() -> None:
+        add_disk(tmp_path)
+        node = tmp_path / "dev/vda"
+        node.unlink()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(node))  # its file cannot be opened for the same reason: ENXIO
+        finding = asyncio.create_task(devices.find_disk("02/00/03", str(tmp_path), 5, dev=f"{tmp_path}/dev"))
+        await asyncio.sleep(0.03)
+        assert not finding.done()
+        node.unlink()
+        node.touch()
+        assert await finding == str(node)
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("path", ["02/00/04", "02/00/05", "03"])
