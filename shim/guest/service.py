@@ -75,6 +75,7 @@ class Service:
             self.ReadStdout,
             self.ReadStderr,
             self.GetGuestDetails,
+            self.CopyFile,
             self.OnlineCPUMem,
             self.SetGuestDateTime,
             self.ReseedRandomDev,
@@ -196,6 +197,12 @@ class Service:
             "support_mem_hotplug_probe": bool(request.get("mem_hotplug_probe")),
         }
         return {"agent_details": agent, **{name: memory[name] for name, wants in wanted.items() if wants}}
+
+    async def CopyFile(self, request: Message) -> Message:
+        from shim.guest.copyfile import copy_file  # our own shim never asks for it
+
+        copy_file(request)
+        return _NOTHING
 
     async def OnlineCPUMem(self, request: Message) -> Message:
         await hotplug.use_cpus(request.get("nb_cpus", 0))
