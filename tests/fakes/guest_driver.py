@@ -15,6 +15,7 @@ import select
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 
 from shim.vsock import header
@@ -169,6 +170,8 @@ class GuestDriver:
         self.listening: dict[int, Callable[[GuestSocket], object]] = {}
         self.packets: list[Packet] = []
         self.keep_packets = False
+        self._arrived: deque[Packet] = deque()
+        self._handling = False
         self.features = 0
 
     def close(self) -> None:
@@ -247,6 +250,7 @@ class GuestDriver:
             ring.avail[0] = ring.avail[1] = ring.avail[2 + SIZE] = 0
             ring.used[0] = ring.used[1] = ring.used[2 + 4 * SIZE] = 0
         self.sockets.clear()
+        self._arrived.clear()
         self.free = list(range(TX_SLOTS))
         for slot in range(RX_SLOTS):
             self.post_rx(slot)
@@ -324,8 +328,16 @@ class GuestDriver:
             at = RX_BASE + head // 2 * 8192
             raw = bytes(self.ram[at : at + LENGTH]) + bytes(self.ram[at + 64 : at + 64 + size - LENGTH])
             self.post_rx(head // 2)
-            self._on_packet(Packet(raw))
+            self._arrived.append(Packet(raw))
         self.rx.notify()
+        if self._handling:
+            return  # a packet's handler waits for room to send: the others come after it
+        self._handling = True
+        try:
+            while self._arrived:
+                self._on_packet(self._arrived.popleft())
+        finally:
+            self._handling = False
         for sock in list(self.sockets.values()):
             sock.pump()
 
