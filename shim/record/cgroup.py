@@ -16,6 +16,7 @@ import time
 from shim.errors import InvalidArgument
 
 MOUNTS = "/proc/self/mountinfo"
+_LOOK_S = 0.002
 
 
 def paths(cgroups_path: str, mounts: str = MOUNTS) -> list[str]:
@@ -96,7 +97,7 @@ def remove(path: str, deadline: float) -> None:
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 raise
-        time.sleep(0.01)
+        time.sleep(_LOOK_S)
 
 
 def _read(path: str) -> str:

@@ -4,6 +4,7 @@ A host that does not let us (no cgroups, a read-only tree) gets a warning and a 
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from shim.errors import InvalidArgument
@@ -42,7 +43,7 @@ class Accounting:
             cgroup.enter(path)
         deadline = time.monotonic() + _REMOVE_S
         for path in self._record.cgroups:
-            cgroup.remove(path, deadline)
+            await asyncio.to_thread(cgroup.remove, path, deadline)
         self._record.forget_cgroups()
         for path in reversed(self._made):
             try:
