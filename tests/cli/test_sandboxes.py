@@ -53,14 +53,17 @@ def test_a_live_shim_tells_everything(tool: Tool) -> None:
     assert found.memory == member.memory and found.pid("daemon") == os.getpid() and found.pid("x") == 0
 
 
-def test_the_dead_the_hung_and_the_foreign_are_told_and_cost_no_time(tool: Tool) -> None:
+def test_the_dead_the_hung_and_the_foreign_are_told_and_cost_no_time(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandboxes, "TIMEOUT_S", 2.0)
     dead, hung, gone, live = tool.dead("dead"), tool.record("hung"), tool.record("gone"), tool.record("live")
     with socket.socket(socket.AF_UNIX) as listener, tool.live("live"):
         listener.bind(str(tool.folder / "hung.sock"))
         listener.listen()
         began = time.monotonic()
         found = {item.record.sandbox_id: item for item in sandboxes.look([dead, hung, gone, live])}
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
     assert [found[name].state for name in ("dead", "hung", "gone", "live")] == [
         "no shim",
         "silent",
@@ -68,7 +71,7 @@ def test_the_dead_the_hung_and_the_foreign_are_told_and_cost_no_time(tool: Tool)
         "up",
     ]
     assert found["dead"].problem.endswith("is dead") and found["dead"].members == []
-    assert "does not answer: " in found["hung"].problem and "no answer within 0.2 s" in found["hung"].problem
+    assert "does not answer: " in found["hung"].problem and "no answer within 2 s" in found["hung"].problem
     assert "No such file" in found["gone"].problem and found["live"].problem == ""
     assert found["hung"].pid("daemon") == os.getpid()
 

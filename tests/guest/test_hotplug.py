@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,21 @@ def test_cpus_are_switched_on_until_there_are_enough(tmp_path: Path) -> None:
         assert on(tmp_path) == ["cpu2"]
         await hotplug.use_cpus(3, cpus)
         assert on(tmp_path) == ["cpu1", "cpu2"]
+
+    go(test)
+
+
+def test_the_agent_goes_on_while_a_cpu_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    going_on = threading.Event()
+    monkeypatch.setattr(hotplug, "_switch_on", lambda *_: int(going_on.wait(10)))
+
+    async def test() -> None:
+        (tmp_path / "online").write_text("0\n")
+        starting = asyncio.create_task(hotplug.use_cpus(2, str(tmp_path), limit_s=0))
+        while not starting.done():
+            await asyncio.sleep(0)
+            going_on.set()
+        await starting
 
     go(test)
 
