@@ -89,9 +89,10 @@ class Growth:
 
 @asynccontextmanager
 async def _quiet(qmp: QmpClient) -> AsyncIterator[None]:
-    """Inside, no CPU runs and no vhost-user backend has a request at work. When the memory changes, virtiofsd 7.2
-    unmaps all of it, also what the request that it is working on points to: its answer could go anywhere. A stop
-    makes QEMU wait for the backends to be done with their queues, which then start with the new memory."""
+    """Inside, no CPU runs and no vhost-user backend has a request at work. One that cannot be told of a single region
+    (CONFIGURE_MEM_SLOTS; virtiofsd 7.2 can) gets the whole table anew, and libvhost-user unmaps everything then, also
+    what a request at work points to. A stop makes QEMU wait for the backends to be done with their queues, which then
+    start with the new memory."""
     await qmp.execute("stop")
     try:
         yield
