@@ -1,7 +1,7 @@
 """The agent's answers, measured before they are parsed.
 
 They come from the guest. For each message within a message, which two bytes make, betterproto takes up to 0.12 ms: an
-answer of 4 MiB, which ttrpc allows, would keep the shim from everything else for minutes, outside of the pod's limits.
+answer of 4 MiB, which ttrpc allows, would keep the shim from everything else for minutes.
 """
 
 from __future__ import annotations

@@ -28,7 +28,6 @@ DESCRIPTOR = Struct("<QIHH")
 # the two descriptors of an indirect table, read at once
 PAIR = Struct("<QIHHQIHH")
 NEXT, WRITE, INDIRECT = 1, 2, 4
-NO_NOTIFY = 1
 NO_INTERRUPT = 1
 
 _lock = _thread.allocate_lock()
