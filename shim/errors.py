@@ -90,11 +90,13 @@ class Unauthenticated(ShimError):
 
 
 class ChildFailed(Internal):
-    """A program we ran failed. The message names it, how it ended and the end of its stderr."""
+    """A program we ran failed. The message names it (behind "--", if another one runs it), how it ended and the end
+    of its stderr."""
 
     def __init__(self, argv: Sequence[str], exit_code: int, stderr_tail: str) -> None:
         ended = f"exit status {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
-        super().__init__(f"{argv[0]}: {ended}: {stderr_tail.strip() or 'no message'}")
+        program = argv[argv.index("--") + 1] if "--" in argv else argv[0]
+        super().__init__(f"{program}: {ended}: {stderr_tail.strip() or 'no message'}")
 
 
 _BY_CODE: dict[int, type[ShimError]] = {kind.code: kind for kind in ShimError.__subclasses__()}

@@ -26,5 +26,6 @@ def test_a_code_from_the_future_is_unknown() -> None:
     ],
 )
 def test_a_failed_child_says_who_how_and_why(code: int, stderr: str, message: str) -> None:
-    error = errors.ChildFailed(["qemu", "-x"], code, stderr)
-    assert str(error) == message and error.code == errors.Internal.code
+    for argv in (["qemu", "-x"], ["unshare", "--net", "--", "qemu", "-x"]):
+        error = errors.ChildFailed(argv, code, stderr)
+        assert str(error) == message and error.code == errors.Internal.code
