@@ -149,6 +149,7 @@ def test_a_stale_socket_is_replaced(shim: Shim) -> None:
 def test_a_stale_socket_without_any_runtime_directory_is_replaced(shim: Shim) -> None:
     bundle = shim.bundle("c1")
     path = shim.started(bundle)
+    shim.state("c1")  # before that it may have no name yet by which it is found
     shim.kill()
     assert shim.delete(bundle).returncode == 0
     with socket.socket(socket.AF_UNIX) as sock:
@@ -195,6 +196,7 @@ def test_what_a_crashed_shim_left_is_removed_before_the_next_one(shim: Shim) -> 
 def test_a_shim_of_another_runtime_in_the_same_group_is_not_joined(shim: Shim) -> None:
     bundle = shim.bundle("c1", {GROUP: "g1"})
     path = shim.started(bundle)
+    shim.state("g1")  # before that it may have no name yet by which it is found
     shim.kill()
     assert shim.delete(bundle).returncode == 0
     with socket.socket(socket.AF_UNIX) as other:
