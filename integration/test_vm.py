@@ -37,6 +37,31 @@ def test_the_clock_agrees_with_the_host_s_within_a_second(ctr: Ctr, box: str) ->
     # The start of the exec lies between the two, so the guest's second may be any of them.
 
 
+@pytest.mark.once
+def test_a_kernel_that_has_measured_the_tsc_wrongly_has_the_right_time(ctr: Ctr) -> None:
+    """As it happens on a busy host; it is told the wrong rate here. A KVM guest has a clock of its own."""
+    ctr.daemon.set_for_shims('template = "off"\nkernel_params = ["tsc_early_khz=313000"]\n')
+    try:
+        container = ctr.detached("sleep", "1000", options=["--null-io"])
+    finally:
+        ctr.daemon.set_for_shims("")
+    clock = ctr.exec(
+        container, "cat", "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+    ).ok()
+    assert clock.text in ("acpi_pm\n", "kvm-clock\n")
+
+    def look() -> tuple[float, float, float]:
+        """The guest's uptime, and the host's time before and after that."""
+        before = time.monotonic()
+        uptime = float(ctr.exec(container, "cat", "/proc/uptime").ok().text.split()[0])
+        return uptime, before, time.monotonic()
+
+    began, before, after = look()
+    time.sleep(2)
+    ended, later, last = look()
+    assert later - after - 0.1 < ended - began < last - before + 0.1
+
+
 @pytest.mark.short
 def test_state_answers_within_a_tenth_of_a_second_while_the_vm_boots(ctr: Ctr) -> None:
     ctr.daemon.set_for_shims('template = "off"\n')  # from a template there is next to no time to ask in

@@ -14,7 +14,7 @@ import resource
 import socket
 import sys
 
-from shim.guest import boot, network, syscall
+from shim.guest import boot, clock, network, syscall
 from shim.guest.forward import PortForward
 from shim.guest.loop import Loop
 from shim.guest.reaper import Reaper
@@ -135,6 +135,7 @@ def main() -> None:
             boot.open_standard_streams()
             os.environ.setdefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+            clock.choose(log)
         else:
             syscall.set_subreaper()
         with open("/proc/cmdline") as file:

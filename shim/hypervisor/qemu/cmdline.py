@@ -43,6 +43,8 @@ _KERNEL_PARAMS = (
     "memhp_default_state=online",  # memory that is plugged in is used at once
     "swiotlb=noforce",  # or room for memory above 4 GiB would cost 64 MiB of bounce buffers, which no device needs
 )
+# An emulated kernel has to measure how fast the TSC counts, and may fail: our agent decides (`shim/guest/clock.py`).
+_EMULATED_KERNEL_PARAMS = ("clocksource=acpi_pm",)
 
 
 def machine(spec: VmSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
@@ -52,7 +54,9 @@ def machine(spec: VmSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
     """
     if spec.memory_mib < 64 or spec.vcpus < 1:
         raise InvalidArgument(f"a VM of {spec.memory_mib} MiB and {spec.vcpus} CPUs cannot be made")
-    accel = ("kvm", "host") if accelerator == "kvm" else (_EMULATOR, _EMULATED_CPU)
+    kvm = accelerator == "kvm"
+    accel = ("kvm", "host") if kvm else (_EMULATOR, _EMULATED_CPU)
+    kernel_params = (*_KERNEL_PARAMS, *(() if kvm else _EMULATED_KERNEL_PARAMS), *spec.kernel_params)
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-S"),
         *("-display", "none"),
@@ -68,7 +72,7 @@ def machine(spec: VmSpec, accelerator: Literal["kvm", "tcg"]) -> list[str]:
         *("-serial", "chardev:console"),
         *("-kernel", str(spec.kernel)),
         *("-initrd", str(spec.initrd)),
-        *("-append", " ".join((*_KERNEL_PARAMS, *spec.kernel_params))),
+        *("-append", " ".join(kernel_params)),
     ]
 
 
