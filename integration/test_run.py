@@ -151,4 +151,5 @@ def test_containerd_is_told_what_the_runtime_can_do(ctr: Ctr) -> None:
     told = json.loads(ctr("plugins", "inspect-runtime", "--runtime", ctr.runtime).ok().out)
     assert told["Name"] == ctr.runtime
     assert "rro" in told["Features"]["mountOptions"]
-    assert "user" not in told["Features"]["linux"]["namespaces"]
+    assert "user" in told["Features"]["linux"]["namespaces"]
+    assert told["Features"]["linux"]["mountExtensions"]["idmap"]["enabled"]

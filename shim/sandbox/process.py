@@ -32,9 +32,8 @@ class Process:
     ) -> None:
         self.ids, self.stdio, self.state, self.spec = ids, stdio, state, spec or {}
         self.exit: ExitStatus | None = None
-        self.code: int | None = (
-            None  # how it has ended, from before its output has arrived and the exit is told
-        )
+        # How it has ended: known before its output has arrived and the exit is told.
+        self.code: int | None = None
         self.to_be_killed = False  # by a SIGKILL that was asked for
         self.size: tuple[int, int] | None = None  # rows and columns asked for before there was a terminal
         self._endpoints = uri.parse(stdio)
