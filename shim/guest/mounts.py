@@ -117,9 +117,8 @@ class Storages:
         point = check_path(storage.get("mount_point", ""), "mount point")
         driver, source = storage.get("driver", ""), storage.get("source", "")
         if driver == "blk":
-            source = await find_disk(
-                source
-            )  # before the look at who has it: another container may come meanwhile
+            # Before the look at who has it: another container may come meanwhile.
+            source = await find_disk(source)
         if self._users.get(point, 0):
             self._users[point] += 1
             return point

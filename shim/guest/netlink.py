@@ -40,9 +40,8 @@ _RT_TABLE_MAIN, _RTPROT_BOOT, _RTN_UNICAST = 254, 3, 1
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, mask of flags
 _ADDRESS = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
-_ROUTE = struct.Struct(
-    "=BBBBBBBBI"
-)  # family, lengths of dst and src, tos, table, protocol, scope, type, flags
+# family, lengths of dst and src, tos, table, protocol, scope, type, flags
+_ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 
 

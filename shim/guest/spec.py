@@ -109,9 +109,8 @@ def resources_from_proto(message: Mapping[str, Any]) -> dict[str, Any]:
             rule.pop("minor", None)
     cpu = resources.get("cpu", {})
     if cpu.get("quota", 0) < 0:
-        cpu.setdefault(
-            "period", 100_000
-        )  # without one crun lifts no limit; it is the kernel's default, and runc's
+        # Without one crun lifts no limit; it is the kernel's default, and runc's.
+        cpu.setdefault("period", 100_000)
     if not resources.get("pids"):
         resources.pop("pids", None)  # an object without its one member, which crun refuses
     return resources

@@ -153,9 +153,8 @@ class VirtiofsShare:
     def _make_root(self, path: Path) -> None:
         for directory in (self._points, path):
             directory.mkdir(mode=0o700)
-        self._points.chmod(
-            0o711
-        )  # root of a user namespace in the guest is nobody here, and has to get through
+        # Root of a user namespace in the guest is nobody here, and has to get through.
+        self._points.chmod(0o711)
         make_shared_root(self._points, path)
 
     def _mount_stack(self, mounts: Sequence[Mount], target: Path) -> None:

@@ -64,9 +64,8 @@ class OutputFifo:
         """Whether there is a reader besides us. Our own end is away for a moment; the writer keeps what is in the
         FIFO."""
         os.close(self._fd)
-        self._fd = (
-            -1
-        )  # also if there is no descriptor for the next: the number may be another file's by `close`
+        # Should there be no descriptor for the next: by `close` the number may be another file's.
+        self._fd = -1
         poll = select.poll()
         poll.register(self._writer, 0)
         alone = bool(poll.poll(0))  # POLLERR: a writer without any reader
