@@ -205,7 +205,8 @@ def test_a_start_in_progress_is_not_disturbed(shim: Shim) -> None:
     assert fd is not None
     began = time.monotonic()
     done = shim.delete(shim.bundle("c1"))
-    assert time.monotonic() - began < 5
+    # After 4 s, before containerd's 5 are over; a busy machine takes longer over all the rest.
+    assert 4 <= time.monotonic() - began < 20
     os.close(fd)
     assert reply(done)["exit_status"] == 137 and b"holds its lock" in done.stderr
 
