@@ -62,17 +62,22 @@ class Sandbox:
 
 def run_dirs() -> list[str]:
     """The directory of every sandbox of which there is something. PermissionDenied for anybody but root."""
-    found = []
+    found: list[str] = []
     try:
-        for namespace in os.listdir(place.RUN_DIR):
+        for namespace in _directories(place.RUN_DIR):
             with suppress(FileNotFoundError):  # its last sandbox has just gone
-                above = f"{place.RUN_DIR}/{namespace}"
-                found += [f"{above}/{sandbox_id}" for sandbox_id in os.listdir(above)]
+                found += _directories(namespace)
     except FileNotFoundError:
         return []
     except PermissionError as error:
         raise PermissionDenied(f"{error.filename}: only root may look at sandboxes") from error
     return sorted(found)
+
+
+def _directories(path: str) -> list[str]:
+    """Those below `path`; whatever else somebody has put there is no sandbox."""
+    with os.scandir(path) as entries:
+        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def records() -> list[Record]:

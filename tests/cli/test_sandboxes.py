@@ -22,6 +22,14 @@ def test_there_may_be_none(tool: Tool) -> None:
     assert sandboxes.records() == []
 
 
+def test_what_is_no_directory_is_no_sandbox(tool: Tool) -> None:
+    record = tool.record("c1")
+    (tool.folder / "run/file").touch()
+    (tool.folder / "run/ns/file").touch()
+    (tool.folder / "run/ns/link").symlink_to(record.run_dir)
+    assert sandboxes.run_dirs() == [record.run_dir]
+
+
 def test_a_word_is_an_id_a_container_or_a_beginning(tool: Tool) -> None:
     tool.record("abc1").set_container("web", 1)
     tool.record("abd1")
