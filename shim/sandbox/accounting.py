@@ -37,7 +37,7 @@ class Accounting:
 
     async def aclose(self) -> None:
         """Leave and remove it, once nothing else is in it. Raises OSError."""
-        if not self._before:
+        if not self._record.cgroups:
             return
         for path in self._before:
             cgroup.enter(path)
